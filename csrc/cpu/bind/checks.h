@@ -1,0 +1,134 @@
+// What the CPU bindings share: dtype names, cheap allocation, and a tensor seen as rows.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "../../launchers.h"
+
+namespace pykernels::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// As torch spells it in Python.
+inline std::string dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return torch::headeronly::toString(dtype);
+  }
+}
+
+template <class Sizes>
+std::string shape_name(const Sizes& sizes) {
+  std::string text = "[";
+  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
+  return text + "]";
+}
+
+inline bool is_float16_or_32(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+}
+
+// Only for dtypes that is_float16_or_32 accepted.
+inline DType float_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Float ? DType::f32 : dtype == ScalarType::Half ? DType::f16 : DType::bf16;
+}
+
+inline void check_float(const char* op, const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(is_float16_or_32(tensor.scalar_type()), op, ": expected ", name,
+                  " to be float32, bfloat16 or float16, got ", dtype_name(tensor.scalar_type()));
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType dtype) {
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, op, ": expected ", name, " to be ", dtype_name(dtype), ", got ",
+                  dtype_name(tensor.scalar_type()));
+}
+
+inline void check_cpu(const char* op, const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.is_cpu(), op, ": expected ", name, " to be on the CPU, as x is");
+}
+
+// An uninitialised contiguous tensor. The C shim skips the dispatcher, which torch::stable::empty goes through.
+inline Tensor empty_cpu(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(sizes[d], 1);
+  }
+  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), code, aoti_torch_device_type_cpu(), 0,
+                                                         &handle));
+  return Tensor(handle);
+}
+
+// x [..., K] as M rows with stride 1 inside and one stride between them; copied only when it does not lie that way.
+struct Rows {
+  Tensor tensor;               // keeps the memory alive
+  std::vector<int64_t> sizes;  // of x
+  int64_t M = 1;
+  int64_t K = 0;
+  int64_t stride = 0;
+
+  explicit Rows(const Tensor& x) : tensor(x), sizes(x.sizes().begin(), x.sizes().end()), K(sizes.back()) {
+    for (size_t d = 0; d + 1 < sizes.size(); ++d) M *= sizes[d];
+    if (!find_stride()) {
+      tensor = torch::stable::contiguous(x);
+      stride = K;
+    }
+  }
+
+ private:
+  bool find_stride() {
+    const auto strides = tensor.strides();
+    stride = K;
+    if (M == 0 || K == 0) return true;
+    if (K > 1 && strides[sizes.size() - 1] != 1) return false;
+    int64_t expected = -1;
+    for (size_t d = sizes.size() - 1; d-- > 0;) {
+      if (sizes[d] == 1) continue;
+      if (expected < 0) stride = strides[d];
+      if (expected >= 0 && strides[d] != expected) return false;
+      expected = strides[d] * sizes[d];
+    }
+    return true;
+  }
+};
+
+// Rows a thread must have to be worth waking: about 32 Ki elements.
+inline int64_t grain_of(int64_t elements_per_row) {
+  return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements_per_row));
+}
+
+}  // namespace pykernels::cpu

@@ -1,0 +1,90 @@
+// Eight floats at a time. Include it after every other header and after #pragma GCC target.
+#pragma once
+
+namespace pykernels::cpu {
+namespace {
+
+struct Avx2 {
+  using F = __m256;
+  using I = __m256i;
+  using H = __m256i;  // 16 values of 16 bits
+  static constexpr int kWidth = 8;
+
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static F load(const bf16* p) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+  static F load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  template <class T>
+  static F load_tail(const T* p, int n) {
+    T padded[kWidth] = {};
+    std::memcpy(padded, p, n * sizeof(T));
+    return load(padded);
+  }
+
+  static F set1(float value) { return _mm256_set1_ps(value); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F clamp(F v, float lo, float hi) { return _mm256_min_ps(_mm256_max_ps(v, set1(lo)), set1(hi)); }
+
+  static I zero() { return _mm256_setzero_si256(); }
+  static I abs_bits(F v) { return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff)); }
+  static I max(I a, I b) { return _mm256_max_epi32(a, b); }
+  static uint32_t reduce_max(I v) {
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(m));
+  }
+  static I round(F v) { return _mm256_cvtps_epi32(v); }
+  static I floor(F v) { return _mm256_cvtps_epi32(_mm256_floor_ps(v)); }
+
+  // v holds values of int8; they are narrowed as they are stored.
+  static __m128i narrow(I v) {
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    return _mm_packs_epi16(words, words);
+  }
+  static void store_i8(int8_t* p, I v) { _mm_storel_epi64(reinterpret_cast<__m128i*>(p), narrow(v)); }
+  static void store_i8_tail(int8_t* p, I v, int n) {
+    int8_t padded[kWidth];
+    store_i8(padded, v);
+    std::memcpy(p, padded, n);
+  }
+
+  static H zero16() { return _mm256_setzero_si256(); }
+  static H abs16(const void* p) {
+    return _mm256_and_si256(_mm256_loadu_si256(static_cast<const __m256i*>(p)), _mm256_set1_epi16(0x7fff));
+  }
+  static H max16(H a, H b) { return _mm256_max_epu16(a, b); }
+  static uint32_t reduce_max16(H v) {
+    return reduce_max(max(_mm256_and_si256(v, _mm256_set1_epi32(0xffff)), _mm256_srli_epi32(v, 16)));
+  }
+
+  // As in simd_avx512.h, for 4 counters.
+  static constexpr int kUniforms = 16;
+  static void uniforms(uint64_t counter, PhiloxKey key, float* out) {
+    const I c = _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(counter)), _mm256_set_epi64x(3, 1, 2, 0));
+    I c0 = c, c1 = _mm256_srli_epi64(c, 32), c2 = _mm256_set1_epi64x(key.stream), c3 = zero();
+    uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
+#pragma GCC unroll 10
+    for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1) {
+      const I p0 = _mm256_mul_epu32(c0, _mm256_set1_epi64x(kPhiloxM0));
+      const I p1 = _mm256_mul_epu32(c2, _mm256_set1_epi64x(kPhiloxM1));
+      c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1), _mm256_set1_epi64x(k0));
+      c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3), _mm256_set1_epi64x(k1));
+      c1 = p1;
+      c3 = p0;
+    }
+    const I lo = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xaa);
+    const I hi = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xaa);
+    store_uniform(out, _mm256_unpacklo_epi64(lo, hi));
+    store_uniform(out + 8, _mm256_unpackhi_epi64(lo, hi));
+  }
+  static void store_uniform(float* out, I r) {
+    _mm256_storeu_ps(out, mul(_mm256_cvtepi32_ps(_mm256_srli_epi32(r, 8)), set1(kUniformStep)));
+  }
+};
+
+}  // namespace
+}  // namespace pykernels::cpu

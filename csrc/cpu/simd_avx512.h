@@ -1,0 +1,79 @@
+// Sixteen floats at a time. Include it after every other header and after #pragma GCC target.
+#pragma once
+
+namespace pykernels::cpu {
+namespace {
+
+struct Avx512 {
+  using F = __m512;
+  using I = __m512i;
+  using H = __m512i;  // 32 values of 16 bits
+  static constexpr int kWidth = 16;
+
+  static __mmask16 tail(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static F load(const bf16* p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+  static F load(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static F load_tail(const float* p, int n) { return _mm512_maskz_loadu_ps(tail(n), p); }
+  static F load_tail(const bf16* p, int n) {
+    const __m256i half = _mm256_maskz_loadu_epi16(tail(n), p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+  static F load_tail(const f16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(tail(n), p)); }
+
+  static F set1(float value) { return _mm512_set1_ps(value); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F clamp(F v, float lo, float hi) { return _mm512_min_ps(_mm512_max_ps(v, set1(lo)), set1(hi)); }
+
+  static I zero() { return _mm512_setzero_si512(); }
+  static I abs_bits(F v) { return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff)); }
+  static I max(I a, I b) { return _mm512_max_epi32(a, b); }
+  static uint32_t reduce_max(I v) { return static_cast<uint32_t>(_mm512_reduce_max_epi32(v)); }
+  static I round(F v) { return _mm512_cvtps_epi32(v); }
+  static I floor(F v) { return _mm512_cvt_roundps_epi32(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+
+  // v holds values of int8; they are narrowed as they are stored.
+  static void store_i8(int8_t* p, I v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
+  static void store_i8_tail(int8_t* p, I v, int n) { _mm512_mask_cvtepi32_storeu_epi8(p, tail(n), v); }
+
+  static H zero16() { return _mm512_setzero_si512(); }
+  static H abs16(const void* p) { return _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi16(0x7fff)); }
+  static H max16(H a, H b) { return _mm512_max_epu16(a, b); }
+  static uint32_t reduce_max16(H v) {
+    return reduce_max(_mm512_max_epu32(_mm512_and_si512(v, _mm512_set1_epi32(0xffff)), _mm512_srli_epi32(v, 16)));
+  }
+
+  // The uniform numbers of 8 counters, in the order of their elements. Counters sit in 64-bit lanes in the order that
+  // makes the two final unpacks land sorted; the upper half of a lane is ignored by the widening product.
+  static constexpr int kUniforms = 32;
+  static void uniforms(uint64_t counter, PhiloxKey key, float* out) {
+    const I c =
+        _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(counter)), _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0));
+    I c0 = c, c1 = _mm512_srli_epi64(c, 32), c2 = _mm512_set1_epi64(key.stream), c3 = zero();
+    uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
+#pragma GCC unroll 10
+    for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1) {
+      const I p0 = _mm512_mul_epu32(c0, _mm512_set1_epi64(kPhiloxM0));
+      const I p1 = _mm512_mul_epu32(c2, _mm512_set1_epi64(kPhiloxM1));
+      c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c1, _mm512_set1_epi64(k0), 0x96);
+      c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c3, _mm512_set1_epi64(k1), 0x96);
+      c1 = p1;
+      c3 = p0;
+    }
+    const I lo = _mm512_mask_blend_epi32(0xaaaa, c0, _mm512_slli_epi64(c1, 32));
+    const I hi = _mm512_mask_blend_epi32(0xaaaa, c2, _mm512_slli_epi64(c3, 32));
+    store_uniform(out, _mm512_unpacklo_epi64(lo, hi));
+    store_uniform(out + 16, _mm512_unpackhi_epi64(lo, hi));
+  }
+  static void store_uniform(float* out, I r) {
+    _mm512_storeu_ps(out, mul(_mm512_cvtepi32_ps(_mm512_srli_epi32(r, 8)), set1(kUniformStep)));
+  }
+};
+
+}  // namespace
+}  // namespace pykernels::cpu

@@ -1,0 +1,87 @@
+// Four floats at a time in the compiler's own vector types: SSE2, NEON, or plain scalar code where there is neither.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "float_types.h"
+#include "philox.h"
+
+namespace pykernels::cpu {
+namespace {
+
+struct Portable {
+  typedef float F __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+  typedef int16_t H __attribute__((vector_size(16)));
+  static constexpr int kWidth = 4;
+
+  static F load(const float* p) {
+    F v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+  }
+  template <class T>
+  static F load(const T* p) {
+    return F{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+  }
+  template <class T>
+  static F load_tail(const T* p, int n) {
+    T padded[kWidth] = {};
+    std::memcpy(padded, p, n * sizeof(T));
+    return load(padded);
+  }
+
+  static F set1(float value) { return F{value, value, value, value}; }
+  static F mul(F a, F b) { return a * b; }
+  static F add(F a, F b) { return a + b; }
+  static F clamp(F v, float lo, float hi) {
+    v = v > set1(lo) ? v : set1(lo);
+    return v < set1(hi) ? v : set1(hi);
+  }
+
+  static I zero() { return I{}; }
+  static I abs_bits(F v) { return reinterpret_cast<I>(v) & 0x7fffffff; }
+  static I max(I a, I b) { return a > b ? a : b; }
+  static uint32_t reduce_max(I v) {
+    return static_cast<uint32_t>(std::max(std::max(v[0], v[1]), std::max(v[2], v[3])));
+  }
+  // Adding 1.5 * 2^23 leaves the integer nearest to |v| < 2^22, ties to even, in the low bits.
+  static I round(F v) { return reinterpret_cast<I>(v + 0x1.8p23f) - 0x4b400000; }
+  static I floor(F v) {
+    const F nearest = (v + 0x1.8p23f) - 0x1.8p23f;
+    return round(v) + (nearest > v);  // a true comparison is -1
+  }
+
+  // v holds values of int8; they are narrowed as they are stored.
+  static void store_i8(int8_t* p, I v) {
+    for (int j = 0; j < kWidth; ++j) p[j] = static_cast<int8_t>(v[j]);
+  }
+  static void store_i8_tail(int8_t* p, I v, int n) {
+    for (int j = 0; j < n; ++j) p[j] = static_cast<int8_t>(v[j]);
+  }
+
+  static H zero16() { return H{}; }
+  static H abs16(const void* p) {
+    H v;
+    std::memcpy(&v, p, sizeof(v));
+    return v & 0x7fff;
+  }
+  static H max16(H a, H b) { return a > b ? a : b; }
+  static uint32_t reduce_max16(H v) {
+    int16_t best = 0;
+    for (int j = 0; j < 8; ++j) best = std::max(best, v[j]);
+    return static_cast<uint32_t>(best);
+  }
+
+  static constexpr int kUniforms = 4;
+  static void uniforms(uint64_t counter, PhiloxKey key, float* out) {
+    uint32_t word[4];
+    philox4x32(counter, key, word);
+    for (int j = 0; j < 4; ++j) out[j] = static_cast<float>(word[j] >> 8) * kUniformStep;
+  }
+};
+
+}  // namespace
+}  // namespace pykernels::cpu
