@@ -1,0 +1,171 @@
+"""The functions people call. Each returns what its operator in pykernels/ops returns; names and arguments are the field's.
+
+Quantised tensors are plain pairs (int8 codes, float32 scale). Everything accepts float32, bfloat16 and float16, any
+number of rows (none too) and any row stride; nothing is done in place.
+"""
+
+import torch
+
+from .ops._enums import activation_code
+from .ops.int8_linear_outliers import MODES
+
+_ops = torch.ops.pykernels
+QWeight = tuple[torch.Tensor, torch.Tensor]
+
+
+def quantize_rowwise(
+    x: torch.Tensor, *, stochastic: bool = False, seed: int = 0, scale: torch.Tensor | None = None
+) -> QWeight:
+    """Symmetric int8 with one scale for each row: scale = absmax / 127, codes = round(x / scale).
+
+    x: [..., K] float -> (int8 [..., K], float32 scale [...]). A row of zeros has scale 0; a row that holds NaN or
+    infinity has scale NaN and codes 0, so that it stays visible after dequantisation.
+    stochastic: rounds up with the probability of the fraction (unbiased); a function of seed and element index alone.
+    scale: a static scale, one element or one for each row; larger values saturate at 127.
+    Saves nothing for backward (not differentiable). Errors: RuntimeError names a wrong dtype, shape or device.
+    """
+    return _ops.quantize_rowwise.default(x, stochastic, seed, scale)
+
+
+def quantize_colwise(x: torch.Tensor, *, stochastic: bool = False, seed: int = 0) -> QWeight:
+    """As quantize_rowwise with one scale for each column: [M, K] float -> (int8 [M, K], float32 [K])."""
+    return _ops.quantize_colwise.default(x, stochastic, seed)
+
+
+def quantize_both(
+    x: torch.Tensor, *, stochastic: bool = False, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Both orders in one pass: [M, K] -> (int8 [M, K], scale [M], column-quantised int8 TRANSPOSED [K, M], scale [K]).
+
+    INT8 training needs both: each of its three products wants both operands contiguous along the summed dimension.
+    """
+    return _ops.quantize_both.default(x, stochastic, seed)
+
+
+def quantize_blockwise(x: torch.Tensor, block_size: int | tuple[int, int]) -> QWeight:
+    """One scale for each block: an int blocks the last dimension, a pair tiles a matrix; last blocks may be ragged.
+
+    [..., K], b -> (int8 [..., K], float32 [..., ceil(K / b)]); [M, K], (bm, bk) -> scale [ceil(M / bm), ceil(K / bk)].
+    """
+    return _ops.quantize_blockwise.default(x, _blocks(block_size))
+
+
+def quantize_asymmetric(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """int8 with a zero point for each row: [..., K] -> (int8, float32 scale [...], int32 zero_point [...]).
+
+    x ~ (codes - zero_point) * scale; zero is represented exactly. For activations that lie on one side of zero.
+    """
+    return _ops.quantize_asymmetric.default(x)
+
+
+def dequantize_rowwise(q: torch.Tensor, scale: torch.Tensor, out_dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """codes [..., K] * scale [...] -> [..., K] in out_dtype."""
+    return _ops.dequantize.default(q, scale.unsqueeze(-1), [max(q.shape[-1], 1)], None, out_dtype)
+
+
+def dequantize_colwise(q: torch.Tensor, scale: torch.Tensor, out_dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """codes [M, K] * scale [K] -> [M, K] in out_dtype."""
+    return _ops.dequantize.default(q, scale.unsqueeze(0), [max(q.shape[0], 1), 1], None, out_dtype)
+
+
+def dequantize_blockwise(
+    q: torch.Tensor, scale: torch.Tensor, block_size: int | tuple[int, int], out_dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """The inverse of quantize_blockwise with the same block_size."""
+    return _ops.dequantize.default(q, scale, _blocks(block_size), None, out_dtype)
+
+
+def dequantize_asymmetric(
+    q: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, out_dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """(codes [..., K] - zero_point [...]) * scale [...] -> [..., K] in out_dtype."""
+    block = [max(q.shape[-1], 1)]
+    return _ops.dequantize.default(q, scale.unsqueeze(-1), block, zero_point.unsqueeze(-1), out_dtype)
+
+
+def int8_matmul(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor | None = None,
+    b_scale: torch.Tensor | None = None,
+    *,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    activation: str | None = None,
+    a_zero_point: torch.Tensor | None = None,
+    b_sum: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """act((a @ b.T - a_zero_point * b_sum) * a_scale * b_scale + bias) + residual, in one kernel.
+
+    a int8 [M, K], b int8 [N, K] -> [M, N] in out_dtype: float32 (default), bfloat16, float16, or int32 for the bare
+    accumulator. a_scale: one element or [M]; b_scale: one element or [N]; bias [N]; residual [M, N]; a_zero_point int32,
+    one element or [M]; b_sum: int32 [N], b.sum(1) computed ahead. activation: None, "relu", "gelu", "gelu_tanh", "silu".
+    Accumulation is exact (int32, K at most 131,071); the result is within one rounding of out_dtype.
+    Saves nothing for backward (not differentiable). Errors: RuntimeError names the argument, before anything runs.
+    """
+    code = activation_code("int8_matmul", activation)
+    return _ops.int8_matmul.default(a, b, a_scale, b_scale, bias, residual, code, a_zero_point, b_sum, out_dtype)
+
+
+def int8_linear(
+    x: torch.Tensor,
+    qweight: QWeight,
+    bias: torch.Tensor | None = None,
+    *,
+    residual: torch.Tensor | None = None,
+    activation: str | None = None,
+    x_scale: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """act(x @ W.T + bias) + residual with x quantised row by row on the fly (W8A8), without a float intermediate.
+
+    x [..., K] float; qweight (int8 [N, K], float32 [N]), as quantize_rowwise(W) returns -> [..., N] in out_dtype
+    (default: that of x). x_scale: a static scale for x instead of the dynamic one.
+    Differentiable in x, bias and residual (the weight is frozen). Saved for backward: nothing beyond the weight, which
+    is kept by reference; with an activation x too, by reference. K is at most 131,071.
+    """
+    weight, scale = qweight
+    code = 0 if activation is None else activation_code("int8_linear", activation)
+    return _ops.int8_linear.default(x, weight, scale, bias, residual, code, x_scale, out_dtype)
+
+
+def int8_weight_only_linear(
+    x: torch.Tensor, qweight: QWeight, bias: torch.Tensor | None = None, *, activation: str | None = None
+) -> torch.Tensor:
+    """act(x @ W.T + bias) with an int8 weight dequantised in registers (W8A16): x is not quantised.
+
+    x [..., K] float; qweight (int8 [N, K], float32 scale [N] or [N, K / group_size]) -> [..., N] in the dtype of x.
+    Accumulates in float32. Differentiable in x and bias; saves nothing beyond the weight (with an activation x too).
+    """
+    weight, scale = qweight
+    code = 0 if activation is None else activation_code("int8_weight_only_linear", activation)
+    return _ops.int8_weight_only_linear.default(x, weight, scale, bias, code)
+
+
+def int8_linear_outliers(
+    x: torch.Tensor,
+    qweight: QWeight,
+    weight_fp: torch.Tensor | None = None,
+    threshold: float = 6.0,
+    *,
+    columns: torch.Tensor | None = None,
+    mode: str | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x @ W.T + bias with outliers of x in float and the rest in INT8: LLM.int8() (Dettmers et al., 2022).
+
+    mode "columns" (default when columns are given): the columns [C] int64 found by calibration, with their float
+    weights weight_fp [N, C]; "row" (default otherwise): every |x| > threshold, so that a row's result does not depend
+    on its neighbours in the batch; "batch": every column in which any row passes the threshold, as bitsandbytes does.
+    No mode reads anything back to the host. Differentiable in x and bias; saves nothing beyond the weights.
+    """
+    mode = mode or ("row" if columns is None else "columns")
+    if mode not in MODES:
+        raise ValueError(f"int8_linear_outliers: expected mode to be one of {', '.join(MODES)}, got {mode!r}")
+    weight, scale = qweight
+    return _ops.int8_linear_outliers.default(x, weight, scale, bias, threshold, MODES[mode], columns, weight_fp)
+
+
+def _blocks(block_size: int | tuple[int, int]) -> list[int]:
+    return [block_size] if isinstance(block_size, int) else list(block_size)

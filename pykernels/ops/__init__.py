@@ -1,0 +1,25 @@
+"""The operators: one file holds an operation's schema, reference, fake function, backends and backward, in that order."""
+
+from . import (
+    dequantize,
+    int8_linear,
+    int8_linear_outliers,
+    int8_matmul,
+    int8_weight_only_linear,
+    quantize_asymmetric,
+    quantize_blockwise,
+    quantize_colwise,
+    quantize_rowwise,
+)
+
+__all__ = [
+    "dequantize",
+    "int8_linear",
+    "int8_linear_outliers",
+    "int8_matmul",
+    "int8_weight_only_linear",
+    "quantize_asymmetric",
+    "quantize_blockwise",
+    "quantize_colwise",
+    "quantize_rowwise",
+]
