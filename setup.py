@@ -85,6 +85,14 @@ def quote(words: list[str]) -> str:
     return " ".join(word.replace("$", "$$").replace(" ", "$ ") if " " in word else word for word in words)
 
 
+def place(built: Path, folder: Path) -> None:
+    """Copies by rename, so that a running process keeps the file it has mapped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / (built.name + ".tmp")
+    shutil.copy2(built, temporary)
+    os.replace(temporary, folder / built.name)
+
+
 class NinjaBuild(build_ext):
     """Writes one build.ninja for everything, so that an unchanged file costs nothing."""
 
@@ -92,8 +100,7 @@ class NinjaBuild(build_ext):
         import torch
 
         torch_root = Path(torch.__file__).parent
-        out = ROOT / "pykernels" if self.inplace else Path(self.build_lib) / "pykernels"
-        out.mkdir(parents=True, exist_ok=True)
+        out = Path(self.build_lib) / "pykernels"
         work = (ROOT / "build" / f"ninja-torch{torch.__version__}-py{sys.version_info[0]}{sys.version_info[1]}").resolve()
         work.mkdir(parents=True, exist_ok=True)
         include = [f"-I{ROOT / 'csrc'}", f"-isystem{torch_root / 'include'}"]
@@ -166,13 +173,11 @@ class NinjaBuild(build_ext):
         if subprocess.run(command).returncode != 0:
             raise SystemExit("pykernels: the build failed; the first error above says where")
         for target in targets:
-            copied = out / target.name
-            temporary = copied.with_suffix(".tmp")
-            shutil.copy2(target, temporary)
-            os.replace(temporary, copied)  # a running process keeps the file it has mapped
+            place(target, out)
 
     def copy_extensions_to_source(self) -> None:
-        """Nothing to do: build_extensions writes to the source folder itself when it builds in place."""
+        for built in (Path(self.build_lib) / "pykernels").glob("*.so"):
+            place(built, ROOT / "pykernels")
 
     def get_outputs(self) -> list[str]:
         return [str(path) for path in (Path(self.build_lib) / "pykernels").glob("*.so")]

@@ -9,7 +9,7 @@ from . import int8_matmul, quantize_rowwise
 from ._checks import FLOATS, check, check_device, check_dim, check_dtype, check_float_input, check_k, check_vector, names
 from ._enums import ACTIVATIONS
 from ._epilogue import activate, check_epilogue
-from ._weight_grad import grad_input
+from ._weight_grad import grad_input, needs
 
 NAME = "int8_linear"
 SCHEMA = (
@@ -97,7 +97,7 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> No
 
 def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     weight, weight_scale, x, bias, x_scale = ctx.saved_tensors
-    grad_residual = grad.to(ctx.residual_dtype) if ctx.needs_input_grad[4] else None
+    grad_residual = grad.to(ctx.residual_dtype) if needs(ctx, 4) else None
     if ctx.activation != ACTIVATIONS[None]:
         pre = torch.ops.pykernels.int8_linear(x, weight, weight_scale, bias, None, 0, x_scale, torch.float32)
         with torch.enable_grad():
@@ -105,9 +105,9 @@ def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             (grad,) = torch.autograd.grad(activate(pre, ctx.activation), pre, grad.float())
     flat = grad.reshape(-1, weight.shape[0])
     grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
+    if needs(ctx, 0):
         grad_x = grad_input(flat, weight, weight_scale, ctx.x_dtype).reshape(ctx.x_shape)
-    if ctx.needs_input_grad[3]:
+    if needs(ctx, 3):
         grad_bias = flat.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
     return grad_x, None, None, grad_bias, grad_residual, None, None, None
 

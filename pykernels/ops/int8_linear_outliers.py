@@ -8,10 +8,13 @@ back to the host:
 The last two have no fixed shape to gather into, so their float part is a full weight-only product.
 """
 
+from typing import Any
+
 import torch
 
 from .. import _library
 from ._checks import FLOATS, check, check_device, check_dtype
+from ._weight_grad import grad_input, needs
 from .int8_linear import check_weight
 
 NAME = "int8_linear_outliers"
@@ -91,25 +94,23 @@ def fake(
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     x, weight, weight_scale, bias, _, mode, columns, weight_fp = inputs
     ctx.mode, ctx.x_dtype, ctx.x_shape = mode, x.dtype, x.shape
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(weight, weight_scale, columns, weight_fp)
 
 
-def backward(ctx, grad):  # type: ignore[no-untyped-def]
-    from ._weight_grad import grad_input
-
+def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     weight, weight_scale, columns, weight_fp = ctx.saved_tensors
     flat = grad.reshape(-1, weight.shape[0])
     grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
+    if needs(ctx, 0):
         grad_x = grad_input(flat, weight, weight_scale, torch.float32)
         if columns is not None:
             grad_x = grad_x.index_copy(1, columns, flat.float() @ weight_fp.float())
         grad_x = grad_x.to(ctx.x_dtype).reshape(ctx.x_shape)
-    if ctx.needs_input_grad[3]:
+    if needs(ctx, 3):
         grad_bias = flat.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
     return grad_x, None, None, grad_bias, None, None, None, None
 
