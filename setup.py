@@ -3,7 +3,7 @@
 The two operator libraries use LibTorch's stable ABI only, so that one binary serves every Python and every torch
 from 2.10 on. Environment:
   PYKERNELS_CUDA=0|1       never build, or insist on, the CUDA library (default: when nvcc is found)
-  PYKERNELS_CUDA_ARCHS     e.g. "8.0;9.0a" (default 9.0a, or the architecture of the GPU that is present); "+PTX" may follow
+  PYKERNELS_CUDA_ARCHS     e.g. "8.0+PTX;9.0a" (default: the architecture of the GPU that is present, else 9.0a)
   CUDA_HOME, CXX, MAX_JOBS the usual meaning
 """
 
@@ -24,7 +24,15 @@ STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_ONLY"]
 # -Wno-maybe-uninitialized: GCC 12 warns about its own AVX-512 headers.
 CXXFLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
 CXXFLAGS += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
-NVCCFLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+NVCCFLAGS = [
+    "-O3",
+    "-std=c++20",
+    "--expt-relaxed-constexpr",
+    "-Xptxas",
+    "-v",
+    "-Xcompiler",
+    "-fPIC,-fvisibility=hidden",
+]
 
 
 def find_nvcc() -> str | None:
@@ -101,10 +109,18 @@ class NinjaBuild(build_ext):
 
         torch_root = Path(torch.__file__).parent
         out = Path(self.build_lib) / "pykernels"
-        work = (ROOT / "build" / f"ninja-torch{torch.__version__}-py{sys.version_info[0]}{sys.version_info[1]}").resolve()
+        work = (
+            ROOT / "build" / f"ninja-torch{torch.__version__}-py{sys.version_info[0]}{sys.version_info[1]}"
+        ).resolve()
         work.mkdir(parents=True, exist_ok=True)
         include = [f"-I{ROOT / 'csrc'}", f"-isystem{torch_root / 'include'}"]
-        link_torch = [f"-L{torch_root / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL"]
+        link_torch = [
+            f"-L{torch_root / 'lib'}",
+            "-Wl,--no-as-needed",
+            "-ltorch",
+            "-Wl,--as-needed",
+            "-Wl,--exclude-libs,ALL",
+        ]
         cxx = os.environ.get("CXX", "g++")
         rules = [
             "ninja_required_version = 1.5",
@@ -150,7 +166,9 @@ class NinjaBuild(build_ext):
             objects += compile_all(
                 "cxx", sorted(csrc.glob("cuda/bind/*.cpp")), [*CXXFLAGS, *STABLE, "-DUSE_CUDA", *cuda_include], "cuda"
             )
-            static = next((d for d in (home / "lib64", home / "lib") if (d / "libcudart_static.a").is_file()), home / "lib64")
+            static = next(
+                (d for d in (home / "lib64", home / "lib") if (d / "libcudart_static.a").is_file()), home / "lib64"
+            )
             link("_cuda.so", objects, [*link_torch, f"-L{static}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"])
         elif cuda_sources:
             print("pykernels: no nvcc found, so the CUDA library is not built; Triton serves on a GPU", flush=True)
@@ -165,7 +183,9 @@ class NinjaBuild(build_ext):
                 f'-DPYKERNELS_CUDA_ARCHS=\\"{archs.replace(" ", ",")}\\"',
             ]
             host_include = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
-            link(host_name, compile_all("cxx", host_sources, [*CXXFLAGS, f"-I{csrc}", *host_include, *info], "host"), [])
+            link(
+                host_name, compile_all("cxx", host_sources, [*CXXFLAGS, f"-I{csrc}", *host_include, *info], "host"), []
+            )
 
         (work / "build.ninja").write_text("\n\n".join(rules + edges) + "\n")
         command = [sys.executable, "-m", "ninja", "-C", str(work), "-j", str(jobs())]

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -135,14 +136,19 @@ def load() -> None:
     global _triton_default
     cpu = _load("cpu", "_C.so", True, "")
     cuda = _load(
-        "cuda", "_cuda.so", torch.version.cuda is not None and torch.cuda.is_available(), "this torch sees no CUDA device"
+        "cuda",
+        "_cuda.so",
+        torch.version.cuda is not None and torch.cuda.is_available(),
+        "this torch sees no CUDA device",
     )
     missing = [lib for lib in (cpu, cuda) if not lib.loaded and lib.reason != "this torch sees no CUDA device"]
     if missing and os.environ.get("PYKERNELS_REQUIRE_NATIVE") == "1":
         raise ImportError("PYKERNELS_REQUIRE_NATIVE=1: " + "; ".join(lib.reason for lib in missing))
     if missing:
         # Said once: the reference is right but slow, and a user who timed it would blame the kernels.
-        warnings.warn("pykernels: " + "; ".join(lib.reason for lib in missing) + ". Slower kernels serve.", stacklevel=3)
+        warnings.warn(
+            "pykernels: " + "; ".join(lib.reason for lib in missing) + ". Slower kernels serve.", stacklevel=3
+        )
     if torch.cuda.is_available() and triton_available()[0]:
         _triton_default = torch.library.Library(NAMESPACE, "IMPL")
         for op in OPS.values():
@@ -165,14 +171,17 @@ def _push(name: str) -> torch.library.Library | None:
         raise RuntimeError(f"backend: 'triton' was asked for, but {triton_available()[1]}")
     override = torch.library.Library(NAMESPACE, "IMPL")
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    for op in OPS.values():
-        if op.composite:
-            continue
-        if name == "reference":
-            for key in ("CPU", "CUDA"):
-                override.impl(op.name, op.reference, key, allow_override=True)
-        elif op.triton:
-            override.impl(op.name, _lazy_triton(op.name), "CPU" if interpreted else "CUDA", allow_override=True)
+    with warnings.catch_warnings():
+        # PyTorch warns that a kernel is overridden, which is the point here.
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        for op in OPS.values():
+            if op.composite:
+                continue
+            if name == "reference":
+                for key in ("CPU", "CUDA"):
+                    override.impl(op.name, op.reference, key, allow_override=True)
+            elif op.triton:
+                override.impl(op.name, _lazy_triton(op.name), "CPU" if interpreted else "CUDA", allow_override=True)
     _forced.append(name)
     _overrides.append(override)
     return override

@@ -1,4 +1,4 @@
-"""The functions people call. Each returns what its operator in pykernels/ops returns; names and arguments are the field's.
+"""The functions people call: each binds its operator in pykernels/ops, under the field's names and arguments.
 
 Quantised tensors are plain pairs (int8 codes, float32 scale). Everything accepts float32, bfloat16 and float16, any
 number of rows (none too) and any row stride; nothing is done in place.
@@ -99,8 +99,9 @@ def int8_matmul(
     """act((a @ b.T - a_zero_point * b_sum) * a_scale * b_scale + bias) + residual, in one kernel.
 
     a int8 [M, K], b int8 [N, K] -> [M, N] in out_dtype: float32 (default), bfloat16, float16, or int32 for the bare
-    accumulator. a_scale: one element or [M]; b_scale: one element or [N]; bias [N]; residual [M, N]; a_zero_point int32,
-    one element or [M]; b_sum: int32 [N], b.sum(1) computed ahead. activation: None, "relu", "gelu", "gelu_tanh", "silu".
+    accumulator. a_scale: one element or [M]; b_scale: one element or [N]; bias [N]; residual [M, N]; a_zero_point:
+    int32, one element or [M]; b_sum: int32 [N], b.sum(1) computed ahead. activation: None, "relu", "gelu",
+    "gelu_tanh" or "silu".
     Accumulation is exact (int32, K at most 131,071); the result is within one rounding of out_dtype.
     Saves nothing for backward (not differentiable). Errors: RuntimeError names the argument, before anything runs.
     """

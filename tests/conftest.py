@@ -11,7 +11,7 @@ try:
 except ImportError:
     pass
 
-import pytest  # noqa: E402
+import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

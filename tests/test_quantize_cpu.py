@@ -1,4 +1,4 @@
-"""The C++ quantisation kernels, bit for bit: every instruction set this machine has, one and two threads, against numpy.
+"""The C++ quantisation kernels, bit for bit: every instruction set here, one and two threads, against numpy.
 
 Shapes. Vectors hold 4, 8 or 16 floats, loops are unrolled by 4, random numbers come in chunks of 256 elements and in
 fours, so K takes values around 16, 64 and 256 on both sides (15, 17, 63, 64, 65, 255, 257), 1 and 3 (less than one

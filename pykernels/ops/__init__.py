@@ -1,4 +1,4 @@
-"""The operators: one file holds an operation's schema, reference, fake function, backends and backward, in that order."""
+"""The operators: one file holds an operation's schema, reference, fake function and backward, in that order."""
 
 from . import (
     dequantize,

@@ -6,7 +6,17 @@ import torch
 
 from .. import _library
 from . import int8_matmul, quantize_rowwise
-from ._checks import FLOATS, check, check_device, check_dim, check_dtype, check_float_input, check_k, check_vector, names
+from ._checks import (
+    FLOATS,
+    check,
+    check_device,
+    check_dim,
+    check_dtype,
+    check_float_input,
+    check_k,
+    check_vector,
+    names,
+)
 from ._enums import ACTIVATIONS
 from ._epilogue import activate, check_epilogue
 from ._weight_grad import grad_input, needs
@@ -25,7 +35,9 @@ def check_weight(op: str, x: torch.Tensor, weight: torch.Tensor) -> None:
     check_dim(op, "weight", weight, 2)
     check_device(op, "weight", weight, "x", x)
     k = x.shape[-1]
-    check(weight.shape[1] == k, op, f"expected weight to have shape [N, {k}], with the K of x, got {list(weight.shape)}")
+    check(
+        weight.shape[1] == k, op, f"expected weight to have shape [N, {k}], with the K of x, got {list(weight.shape)}"
+    )
 
 
 def check_arguments(

@@ -40,7 +40,11 @@ def check_arguments(
     if mode != MODES["columns"]:
         check(columns is None and weight_fp is None, NAME, "expected columns and weight_fp with mode 'columns' only")
         return
-    check(columns is not None and weight_fp is not None, NAME, "expected columns and weight_fp with mode 'columns', got None")
+    check(
+        columns is not None and weight_fp is not None,
+        NAME,
+        "expected columns and weight_fp with mode 'columns', got None",
+    )
     assert columns is not None and weight_fp is not None
     check_dtype(NAME, "columns", columns, torch.int64)
     check_dtype(NAME, "weight_fp", weight_fp, *FLOATS)

@@ -3,7 +3,17 @@
 import torch
 
 from .. import _library
-from ._checks import FLOATS, check, check_device, check_dim, check_dtype, check_k, check_one_or_each, check_vector, names
+from ._checks import (
+    FLOATS,
+    check,
+    check_device,
+    check_dim,
+    check_dtype,
+    check_k,
+    check_one_or_each,
+    check_vector,
+    names,
+)
 from ._epilogue import check_epilogue, check_scale, epilogue
 
 NAME = "int8_matmul"
@@ -58,7 +68,9 @@ def check_arguments(
         }
         given = [name for name, value in extras.items() if value is not None]
         check(
-            not given, NAME, f"expected no {' and no '.join(given) or 'epilogue'} with out_dtype int32, the raw accumulator"
+            not given,
+            NAME,
+            f"expected no {' and no '.join(given) or 'epilogue'} with out_dtype int32, the raw accumulator",
         )
     else:
         check(out_dtype in FLOATS, NAME, f"expected out_dtype to be {names(FLOATS)} or int32, got {out_dtype}")

