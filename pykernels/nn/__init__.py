@@ -1,0 +1,40 @@
+"""Layers. Each is a drop-in for the layer of torch.nn that its name ends in."""
+
+from __future__ import annotations
+
+from ..quantization.config import (
+    Int8DynamicConfig,
+    Int8OutlierConfig,
+    Int8StaticConfig,
+    Int8WeightConfig,
+    Int8WeightOnlyConfig,
+)
+from .cast_linear import CastLinear
+from .int8_embedding import Int8Embedding
+from .int8_linear import Int8Linear
+from .int8_linear_outliers import Int8OutlierLinear
+from .int8_weight_only_linear import Int8WeightOnlyLinear
+
+__all__ = [
+    "CastLinear",
+    "Int8Embedding",
+    "Int8Linear",
+    "Int8OutlierLinear",
+    "Int8WeightOnlyLinear",
+]
+
+_LINEAR_CLASSES: dict[type, type[Int8Linear]] = {
+    Int8DynamicConfig: Int8Linear,
+    Int8StaticConfig: Int8Linear,
+    Int8WeightOnlyConfig: Int8WeightOnlyLinear,
+    Int8OutlierConfig: Int8OutlierLinear,
+}
+
+
+def linear_class_for(config: Int8WeightConfig) -> type[Int8Linear]:
+    """The layer that a config asks for; raises TypeError for anything else."""
+    try:
+        return _LINEAR_CLASSES[type(config)]
+    except KeyError:
+        accepts = ", ".join(known.__name__ for known in _LINEAR_CLASSES)
+        raise TypeError(f"config: got {config!r}, accepts {accepts}.") from None
