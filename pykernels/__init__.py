@@ -5,7 +5,36 @@ from ._library import backend, cpu_isa
 
 _library.load()
 
-from . import functional  # noqa: E402 the functions bind the operators that are loaded above
+from . import (  # noqa: E402
+    functional,
+    nn,
+    quantization,
+)
+from .quantization import (  # noqa: E402
+    BF16Config,
+    FP16Config,
+    Int8DynamicConfig,
+    Int8OutlierConfig,
+    Int8StaticConfig,
+    Int8TrainingConfig,
+    Int8WeightOnlyConfig,
+    quantize_,
+)
 
 __version__ = "0.1.0"
-__all__ = ["backend", "cpu_isa", "functional", "ops"]
+__all__ = [
+    "BF16Config",
+    "FP16Config",
+    "Int8DynamicConfig",
+    "Int8OutlierConfig",
+    "Int8StaticConfig",
+    "Int8TrainingConfig",
+    "Int8WeightOnlyConfig",
+    "backend",
+    "cpu_isa",
+    "functional",
+    "nn",
+    "ops",
+    "quantization",
+    "quantize_",
+]
