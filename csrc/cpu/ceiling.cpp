@@ -1,0 +1,69 @@
+#include "ceiling.h"
+
+#include <cstring>
+
+#include "isa.h"
+
+namespace {
+
+volatile int32_t sink;
+
+int64_t int8_portable(int64_t iterations) {
+  constexpr int kLanes = 256;
+  int8_t a[kLanes], b[kLanes];
+  int32_t acc[kLanes] = {};
+  std::memset(a, 3, sizeof(a));
+  std::memset(b, 5, sizeof(b));
+  for (int64_t i = 0; i < iterations; ++i) {
+    asm volatile("" : : "r"(a), "r"(b) : "memory");  // the operands may have changed: no product is hoisted
+    for (int j = 0; j < kLanes; ++j) acc[j] += static_cast<int32_t>(a[j]) * b[j];
+  }
+  int32_t total = 0;
+  for (int32_t v : acc) total ^= v;
+  sink = total;
+  return iterations * kLanes * 2;
+}
+
+uint64_t read_portable(const void* data, int64_t bytes) {
+  const char* p = static_cast<const char*>(data);
+  uint64_t acc[8] = {};
+  int64_t i = 0;
+  for (; i + 64 <= bytes; i += 64) {
+    uint64_t line[8];
+    std::memcpy(line, p + i, sizeof(line));
+    for (int j = 0; j < 8; ++j) acc[j] ^= line[j];
+  }
+  for (; i < bytes; ++i) acc[0] ^= static_cast<unsigned char>(p[i]);
+  uint64_t total = 0;
+  for (uint64_t v : acc) total ^= v;
+  return total;
+}
+
+}  // namespace
+
+int64_t pykernels_ceiling_int8(int64_t iterations) {
+#if defined(__x86_64__)
+  using pykernels::cpu::Isa;
+  if (pykernels::cpu::isa() == Isa::avx512_vnni) return pykernels::cpu::ceiling_int8_avx512(iterations);
+  if (pykernels::cpu::isa() == Isa::avx2) return pykernels::cpu::ceiling_int8_avx2(iterations);
+#endif
+  return int8_portable(iterations);
+}
+
+const char* pykernels_ceiling_int8_name() {
+#if defined(__x86_64__)
+  using pykernels::cpu::Isa;
+  if (pykernels::cpu::isa() == Isa::avx512_vnni) return "vpdpbusd zmm";
+  if (pykernels::cpu::isa() == Isa::avx2) return "vpmaddwd ymm";
+#endif
+  return "portable int8";
+}
+
+uint64_t pykernels_ceiling_read(const void* data, int64_t bytes) {
+#if defined(__x86_64__)
+  using pykernels::cpu::Isa;
+  if (pykernels::cpu::isa() == Isa::avx512_vnni) return pykernels::cpu::ceiling_read_avx512(data, bytes);
+  if (pykernels::cpu::isa() == Isa::avx2) return pykernels::cpu::ceiling_read_avx2(data, bytes);
+#endif
+  return read_portable(data, bytes);
+}

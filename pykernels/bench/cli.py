@@ -1,0 +1,186 @@
+"""`python -m pykernels bench`: measures, prints, writes a CSV; or draws plots from CSVs that were written before."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from . import peers
+from .case import Cell
+from .rows import Row, ratios, read_csv, to_json, write_csv
+from .run import FAILED, Tick, run, seconds_needed
+
+RESULTS = Path("benchmarks/results")
+PLOTS = Path("docs/plots")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m pykernels bench", description=__doc__)
+    made.add_argument("op", nargs="*", help="operations to measure or draw (default: all; --list names them)")
+    made.add_argument("--list", action="store_true", help="name the operations and their cells")
+    made.add_argument("--dry-run", action="store_true", help="print what would run, and which peers are installed")
+    made.add_argument("--quick", action="store_true", help="small shapes: a check of the harness, under a minute")
+    made.add_argument("--gpu", action="store_true", help="measure on the CUDA device instead of the CPU")
+    made.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    made.add_argument("--csv", type=Path, metavar="PATH", help="write the rows there")
+    made.add_argument("--update", action="store_true", help="keep the rows of other operations that --csv holds")
+    made.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
+    made.add_argument(
+        "--plot",
+        nargs="?",
+        const="",
+        metavar="CSV",
+        help="draw from a CSV: this one, or the one --csv writes, or all of benchmarks/results",
+    )
+    made.add_argument("--out", type=Path, default=PLOTS, help="folder for the plots (default: docs/plots)")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    if arguments.plot is not None and arguments.csv is None:
+        return _plot(_csvs(arguments.plot), arguments.out, arguments.op)
+    if arguments.gpu and not arguments.dry_run and not torch.cuda.is_available():
+        return _fail("--gpu: torch.cuda.is_available() is False; accepts a machine with CUDA and a torch built for it")
+    from . import cases
+
+    known = cases.load()
+    unknown = [op for op in arguments.op if op not in known]
+    if unknown:
+        return _fail(f"op: got {', '.join(unknown)}; accepts {', '.join(known)}")
+    modules = [known[op] for op in arguments.op or known]
+    cells: list[Cell] = [cell for module in modules for cell in module.cells(arguments.quick, arguments.gpu)]
+    if arguments.list or arguments.dry_run:
+        return _describe(cells, arguments.gpu)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = torch.device("cuda" if arguments.gpu else "cpu")
+    with _progress(len(cells)) as tick:
+        rows, _ = run(cells, device, torch.get_num_threads(), tick)
+    if arguments.csv is not None:
+        kept = _kept(arguments.csv, {cell.op for cell in cells}) if arguments.update else []
+        write_csv(arguments.csv, rows + kept)
+    if arguments.json:
+        print(to_json(rows))
+    else:
+        _print(rows)
+    if arguments.plot is not None:
+        _plot([arguments.csv], arguments.out, arguments.op)
+    return 1 if any(row.ours and row.note.startswith(FAILED) for row in rows) else 0
+
+
+def _csvs(given: str) -> list[Path]:
+    return [Path(given)] if given else sorted(RESULTS.glob("*.csv"))
+
+
+def _kept(path: Path, measured: set[str]) -> list[Row]:
+    if not path.exists():
+        return []
+    return [row for row in read_csv(path) if row.op not in measured | {"ceiling"}]
+
+
+def _plot(paths: list[Path], out: Path, ops: list[str]) -> int:
+    from .plot import draw
+
+    if not paths:
+        return _fail(f"--plot: no CSV in {RESULTS}; name one, or run from the root of the repository")
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        return _fail(f"--plot: {missing[0]} is not a file; accepts a CSV written by --csv")
+    for path in paths:
+        for figure in draw(path, out, ops):
+            print(figure)
+    return 0
+
+
+def _describe(cells: list[Cell], cuda: bool) -> int:
+    for cell in cells:
+        print(
+            f"{cell.op:26s} {cell.variant:18s} {cell.shape:18s} {'+'.join(cell.caches):10s} "
+            f"{cell.operations:.3g} operations, {cell.bytes:.3g} bytes"
+        )
+    for name, version in peers.versions().items():
+        print(f"peer {name}: {version}")
+    device = "the CUDA device" if cuda else f"{torch.get_num_threads()} CPU threads"
+    print(f"{len(cells)} cells on {device}, about {seconds_needed(cells) / 60:.1f} minutes and what compiling takes")
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"pykernels bench: {message}", file=sys.stderr)
+    return 2
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Tick]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("[progress.description]{task.description:60s}"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    # Redrawn by hand at each step: a refreshing thread would take a core from what is being timed.
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
+        task = progress.add_task("", total=total)
+
+        def tick(text: str, done: int) -> None:
+            progress.update(task, description=text, completed=done)
+            progress.refresh()
+
+        yield tick
+
+
+def _print(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=max(140, Console().width))
+    for row in rows:
+        if row.op == "ceiling":
+            rate = f"{row.tops * 1e3:.0f} Gop/s" if row.tops else f"{row.gbps:.1f} GB/s" if row.gbps else row.note
+            console.print(f"ceiling {row.variant}: {rate} {row.provider}", highlight=False)
+    table = Table(title="pykernels against the fastest peer of each cell")
+    for name in (
+        "op",
+        "variant",
+        "shape",
+        "cache",
+        "p50 us",
+        "p20-p80",
+        "% of",
+        "ceiling",
+        "fastest peer",
+        "p50 us",
+        "ratio",
+        "quiet",
+    ):
+        table.add_column(name, justify="left" if name in ("op", "variant", "fastest peer", "ceiling") else "right")
+    for ours, peer, ratio in ratios(rows):
+        percent = "" if ours.ceiling_percent is None else f"{ours.ceiling_percent:.0f}"
+        quiet = "yes" if ours.quiet and peer.quiet else "no"
+        table.add_row(
+            ours.op + ours.provider.removeprefix("pykernels"),
+            ours.variant,
+            ours.shape,
+            ours.cache,
+            f"{ours.p50_us:.1f}",
+            f"{ours.p20_us:.1f}-{ours.p80_us:.1f}",
+            percent,
+            ours.ceiling,
+            peer.provider,
+            f"{peer.p50_us:.1f}",
+            f"{ratio:.2f}x",
+            quiet,
+        )
+    console.print(table)
+    notes = {(row.provider, row.note) for row in rows if not row.measured and row.op != "ceiling"}
+    for provider, note in sorted(notes):
+        console.print(f"{provider}: {note}", highlight=False)

@@ -1,0 +1,310 @@
+"""Plots, made from a CSV and nothing else: every figure names the file and the commits it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .rows import Row, ratios, read_csv
+
+OURS = "#c2185b"
+COLORS = {
+    "torch float32": "#9e9e9e",
+    "torch bfloat16": "#616161",
+    "torch eager": "#9e9e9e",
+    "torch.ao x86": "#1565c0",
+    "torch.ao fbgemm": "#42a5f5",
+    "torch.ao onednn": "#90caf9",
+    "torch._int_mm": "#2e7d32",
+    "torch._int_mm compiled": "#81c784",
+    "torch.compile of the formula": "#00897b",
+    "torchao compiled": "#ef6c00",
+    "bitsandbytes": "#6d4c41",
+    "torch._weight_int8pack_mm": "#7e57c2",
+    "pykernels": OURS,
+    "pykernels float32": "#f06292",
+}
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "figure.dpi": 120,
+    "savefig.dpi": 120,
+}
+
+
+def draw(path: Path, out: Path, ops: Sequence[str] = ()) -> list[Path]:
+    """Draws every figure the rows of `path` allow into `out` and returns the files; `ops` limits the operations."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in read_csv(path) if row.op == "ceiling" or not ops or row.op in ops]
+    measured = [row for row in rows if row.measured]
+    out.mkdir(parents=True, exist_ok=True)
+    drawings: list[tuple[str, Callable[..., Any], list[Row]]] = [
+        ("roofline", roofline, [row for row in rows if row.op == "ceiling" or row.ours]),
+        ("int8_linear-ratios", heatmaps, [row for row in measured if row.op == "int8_linear"]),
+        ("int8_linear", rates, [row for row in rows if row.op in ("int8_linear", "ceiling")]),
+        ("int8_weight_only_linear", rates, [row for row in rows if row.op in ("int8_weight_only_linear", "ceiling")]),
+        ("int8_matmul", percents, [row for row in measured if row.op == "int8_matmul"]),
+        ("quantize", percents, [row for row in measured if row.op.startswith("quantize")]),
+        ("int8_training_linear", training, [row for row in measured if row.op == "int8_training_linear"]),
+    ]
+    written = []
+    with pyplot.rc_context(STYLE):
+        for name, drawing, chosen in drawings:
+            if not any(row.measured for row in chosen):
+                continue
+            figure = drawing(pyplot, chosen)
+            commits = ", ".join(sorted({row.commit for row in chosen if row.measured and row.commit}))
+            device = next(row.device for row in chosen)
+            threads = next((f", {row.threads} threads" for row in chosen if row.threads), "")
+            figure.text(
+                0.01, 0.005, f"{device}{threads} · {path.name} · commit {commits}", fontsize=7.5, color="#777777"
+            )
+            written.append(out / f"{path.stem}-{name}.png")
+            figure.savefig(written[-1])
+            pyplot.close(figure)
+    return written
+
+
+def _ceiling(rows: Sequence[Row], kind: str) -> float | None:
+    """Operations or bytes per second."""
+    for row in rows:
+        if row.op == "ceiling" and row.variant == kind:
+            return row.tops * 1e12 if row.tops else row.gbps * 1e9 if row.gbps else None
+    return None
+
+
+def _color(provider: str) -> str:
+    return COLORS.get(provider, "#455a64")
+
+
+def _order(rows: Sequence[Row]) -> list[str]:
+    """Providers, ours first, then as the palette has them."""
+    known = list(COLORS)
+    found = {row.provider for row in rows if row.op != "ceiling"}
+    return sorted(
+        found, key=lambda name: (not name.startswith("pykernels"), known.index(name) if name in known else 99)
+    )
+
+
+def roofline(pyplot: Any, rows: list[Row]) -> Any:
+    """Our rows under the two roofs: read bandwidth and the int8 instruction."""
+    figure, axes = pyplot.subplots(figsize=(9, 5.6), layout="constrained", gridspec_kw={})
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
+    peak, read = _ceiling(rows, "int8"), _ceiling(rows, "read")
+    points = [row for row in rows if row.measured and row.operations and row.bytes and row.cache == "cold"]
+    points += [
+        row
+        for row in rows
+        if row.measured and row.operations and row.bytes and row.op in ("int8_matmul", "int8_training_linear")
+    ]
+    intensity = [row.operations / row.bytes for row in points if row.operations and row.bytes]
+    if peak and read:
+        low, high = min([*intensity, 1.0]) / 2, max([*intensity, 1e3]) * 2
+        grid = [low * (high / low) ** (i / 200) for i in range(201)]
+        axes.plot(grid, [min(peak, read * x) * 1e-12 for x in grid], color="#222222", linewidth=1.6)
+        axes.axvline(peak / read, color="#bbbbbb", linewidth=0.8, linestyle=":")
+        names = {row.variant: row.provider for row in rows if row.op == "ceiling"}
+        axes.text(
+            high, peak * 1.06e-12, f"{names['int8']}: {peak * 1e-12:.3g} TOPS", ha="right", va="bottom", fontsize=9
+        )
+        axes.text(low * 1.1, read * low * 1.5e-12, f"{names['read']}: {read * 1e-9:.3g} GB/s", fontsize=9, va="bottom")
+    markers = {"int8_linear": "o", "int8_matmul": "s", "int8_weight_only_linear": "^", "int8_training_linear": "D"}
+    colors = {
+        "int8_linear": OURS,
+        "int8_matmul": "#1565c0",
+        "int8_weight_only_linear": "#ef6c00",
+        "int8_training_linear": "#2e7d32",
+    }
+    for op in dict.fromkeys(row.op for row in points):
+        chosen = [row for row in points if row.op == op and row.operations and row.bytes]
+        axes.scatter(
+            [row.operations / row.bytes for row in chosen if row.operations and row.bytes],
+            [row.tops for row in chosen],
+            s=[14 + 9 * row.dims[1] / 1024 for row in chosen],
+            alpha=0.75,
+            marker=markers.get(op, "x"),
+            color=colors.get(op, "#455a64"),
+            label=op,
+            linewidths=0,
+        )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="operations per byte that must move",
+        ylabel="TOPS",
+        title="pykernels on the roofline (weights cold; marker size grows with N)",
+    )
+    axes.legend(loc="lower right")
+    return figure
+
+
+def heatmaps(pyplot: Any, rows: list[Row]) -> Any:
+    """Time of the fastest peer over ours in every cell, the peer named."""
+    from matplotlib.colors import TwoSlopeNorm
+
+    found = ratios(rows)
+    caches = [cache for cache in ("cold", "warm") if any(ours.cache == cache for ours, _, _ in found)]
+    figure, panels = pyplot.subplots(
+        1, len(caches), figsize=(6.2 * len(caches), 4.8), squeeze=False, layout="constrained"
+    )
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
+    norm = TwoSlopeNorm(1.0, 0.5, 3.0)
+    for axes, cache in zip(panels[0], caches, strict=True):
+        cells = {
+            (ours.dims[0], ours.dims[1]): (ratio, peer.provider) for ours, peer, ratio in found if ours.cache == cache
+        }
+        ms, ns = sorted({m for m, _ in cells}), sorted({n for _, n in cells})
+        grid = [[cells.get((m, n), (float("nan"), ""))[0] for n in ns] for m in ms]
+        axes.imshow(grid, cmap="PiYG", norm=norm, aspect="auto")
+        for i, m in enumerate(ms):
+            for j, n in enumerate(ns):
+                if (m, n) in cells:
+                    ratio, peer = cells[m, n]
+                    dark = ratio > 2.3 or ratio < 0.6
+                    axes.text(
+                        j,
+                        i,
+                        f"{ratio:.2f}x\n",
+                        ha="center",
+                        va="center",
+                        fontsize=12,
+                        fontweight="bold",
+                        color="white" if dark else "#222222",
+                    )
+                    axes.text(
+                        j,
+                        i,
+                        f"\nvs {peer}",
+                        ha="center",
+                        va="center",
+                        fontsize=7.5,
+                        color="white" if dark else "#444444",
+                    )
+        axes.set(
+            xticks=range(len(ns)),
+            xticklabels=ns,
+            yticks=range(len(ms)),
+            yticklabels=ms,
+            xlabel="N = K",
+            ylabel="M",
+            title=f"weights {cache}",
+        )
+        axes.grid(False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    figure.suptitle(f"{rows[0].op}: how many times faster than the fastest peer", fontweight="bold")
+    return figure
+
+
+def rates(pyplot: Any, rows: list[Row]) -> Any:
+    """TOPS over M for every provider, one panel a weight size, weights cold."""
+    peak = _ceiling(rows, "int8")
+    chosen = [row for row in rows if row.measured and row.cache == "cold"]
+    sizes = sorted({row.dims[1] for row in chosen})
+    figure, panels = pyplot.subplots(
+        1, len(sizes), figsize=(4.4 * len(sizes) + 1.2, 5.4), squeeze=False, sharey=True, layout="constrained"
+    )
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
+    for axes, size in zip(panels[0], sizes, strict=True):
+        for provider in reversed(_order(chosen)):
+            line = sorted(
+                (row for row in chosen if row.provider == provider and row.dims[1] == size), key=lambda row: row.dims[0]
+            )
+            ours = provider.startswith("pykernels")
+            axes.plot(
+                [row.dims[0] for row in line],
+                [row.tops for row in line],
+                color=_color(provider),
+                marker="o",
+                markersize=5 if ours else 3.5,
+                linewidth=2.6 if ours else 1.3,
+                label=provider,
+            )
+        if peak:
+            axes.axhline(peak * 1e-12, color="#222222", linestyle="--", linewidth=1)
+        ms = sorted({row.dims[0] for row in chosen})
+        axes.set(xscale="log", yscale="log", xlabel="M", title=f"N = K = {size}", xticks=ms, xticklabels=ms)
+        axes.minorticks_off()
+    panels[0][0].set_ylabel("TOPS" + (" (dashed: the ceiling of the int8 instruction)" if peak else ""))
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper center", ncols=min(5, len(labels)), fontsize=9)
+    return figure
+
+
+def percents(pyplot: Any, rows: list[Row]) -> Any:
+    """Percent of the ceiling, a group of bars for each cell."""
+    groups = list(dict.fromkeys((row.op, row.variant, row.shape) for row in rows))
+    providers = _order(rows)
+    figure, axes = pyplot.subplots(figsize=(max(7.0, 1.9 * len(groups) + 2.2), 5.0), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
+    width = 0.84 / len(providers)
+    for index, provider in enumerate(providers):
+        heights = {(row.op, row.variant, row.shape): row.ceiling_percent for row in rows if row.provider == provider}
+        places = [
+            i + (index - (len(providers) - 1) / 2) * width for i, group in enumerate(groups) if heights.get(group)
+        ]
+        values = [heights[group] or 0.0 for group in groups if heights.get(group)]
+        bars = axes.bar(places, values, width * 0.92, color=_color(provider), label=provider)
+        if provider.startswith("pykernels"):
+            axes.bar_label(bars, fmt="%.0f", fontsize=9, fontweight="bold", color=_color(provider))
+    same = len({group[0] for group in groups}) == 1
+    labels = [
+        f"{shape.replace('x', ' × ')}"
+        if same and variant == "forward"
+        else f"{op}\n{shape.replace('x', ' × ')}\n{variant}"
+        for op, variant, shape in groups
+    ]
+    ceiling = {"int8": "the int8 instruction's rate", "copy": "the copy bandwidth", "read": "the read bandwidth"}
+    kinds = sorted({ceiling.get(row.ceiling, row.ceiling) for row in rows if row.ceiling})
+    axes.axhline(100, color="#222222", linestyle="--", linewidth=1)
+    axes.set(xticks=range(len(groups)), ylabel=f"percent of {' or '.join(kinds)}")
+    axes.set_xticklabels(labels, fontsize=9)
+    axes.grid(False, axis="x")
+    figure.legend(loc="outside upper center", ncols=min(4, len(providers)), fontsize=9)
+    return figure
+
+
+def training(pyplot: Any, rows: list[Row]) -> Any:
+    """Time of a forward and backward, and the bytes kept between them."""
+    shapes = list(dict.fromkeys(row.shape for row in rows))
+    providers = _order(rows)
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
+    width = 0.8 / len(providers)
+    values: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
+        ("milliseconds, forward and backward", lambda row: row.p50_us and row.p50_us * 1e-3),
+        ("MB saved for backward beside the weight", lambda row: row.saved_bytes and row.saved_bytes * 1e-6),
+    )
+    for axes, (label, value) in zip(panels, values, strict=True):
+        for index, provider in enumerate(providers):
+            found = {row.shape: value(row) for row in rows if row.provider == provider}
+            places = [
+                i + (index - (len(providers) - 1) / 2) * width for i, shape in enumerate(shapes) if found.get(shape)
+            ]
+            bars = axes.bar(
+                places,
+                [found[shape] for shape in shapes if found.get(shape)],
+                width * 0.92,
+                color=_color(provider),
+                label=provider,
+            )
+            axes.bar_label(bars, fmt="%.3g", fontsize=8)
+        axes.set(xticks=range(len(shapes)), xticklabels=[s.replace("x", " × ") for s in shapes], ylabel=label)
+        axes.grid(False, axis="x")
+    panels[0].set_yscale("log")
+    panels[1].set_yscale("log")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
+    return figure

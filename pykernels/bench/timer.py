@@ -1,0 +1,121 @@
+"""Interleaved timing: every provider of a cell takes its turn in every round, so drift falls on all of them alike."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from .stats import Samples
+
+Call = Callable[[int], object]
+
+_WAIT_FLOOR_NS = 2_000  # what a thread waits in being woken on an idle machine
+
+
+def wait_ns() -> int:
+    """Nanoseconds that threads of this process were ready to run and had no core (Linux; 0 elsewhere)."""
+    total = 0
+    try:
+        for task in os.scandir("/proc/self/task"):
+            total += int(Path(task.path, "schedstat").read_text().split()[1])
+    except (OSError, IndexError):  # no such accounting here, or a thread that ended between listing and reading
+        return total
+    return total
+
+
+class CpuTimer:
+    """Wall clock per call, and how long our threads waited for a core in it."""
+
+    def sample(self, call: Call, start: int, count: int, samples: Samples) -> None:
+        call(start)  # untimed: takes the provider's code back into the caches after the others' turns
+        for index in range(start + 1, start + 1 + count):
+            waited = wait_ns()
+            begin = time.perf_counter_ns()
+            call(index)
+            elapsed = time.perf_counter_ns() - begin
+            waited = max(0, wait_ns() - waited - _WAIT_FLOOR_NS)
+            samples.add(elapsed * 1e-9, waited / elapsed)
+
+    def estimate(self, call: Call) -> float:
+        call(0)
+        begin = time.perf_counter()
+        call(1)
+        return time.perf_counter() - begin
+
+
+class CudaTimer:
+    """CUDA events around each call, the L2 cache overwritten before it."""
+
+    def __init__(self, device: torch.device) -> None:
+        l2 = int(torch.cuda.get_device_properties(device).L2_cache_size)
+        self._flush = torch.empty(max(4 * l2, 256 << 20), dtype=torch.int8, device=device)
+
+    def sample(self, call: Call, start: int, count: int, samples: Samples) -> None:
+        call(start)
+        events = []
+        for index in range(start + 1, start + 1 + count):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            self._flush.zero_()
+            begin.record()
+            call(index)
+            end.record()
+            events.append((begin, end))
+        torch.cuda.synchronize()
+        for begin, end in events:
+            samples.add(begin.elapsed_time(end) * 1e-3, 0.0)
+
+    def estimate(self, call: Call) -> float:
+        call(0)
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        call(1)
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+
+Timer = CpuTimer | CudaTimer
+
+
+def measure(
+    calls: Mapping[str, Call], timer: Timer, *, seconds: float, rotate: bool, min_rounds: int = 3, max_samples: int = 60
+) -> dict[str, Samples]:
+    """Times the providers in `calls`, interleaved, for about `seconds` of wall time in all.
+
+    Args:
+        calls: provider name to a callable taking the index of the call. With `rotate` the index runs on from call to
+            call, so a provider that keeps several copies of its weights finds each of them out of the cache;
+            without it the index is always 0 and the weights stay where the last call left them.
+        seconds: wall time to spend. Every provider gets `min_rounds` turns whatever that takes; up to twice the time
+            is spent while some provider has fewer than the clean samples its percentiles need.
+    Returns: the samples of each provider, the disturbed kept apart from the clean.
+    """
+    estimates = {name: timer.estimate(call if rotate else _first(call)) for name, call in calls.items()}
+    turn = min(max(sum(estimates.values()), 1e-4) / len(calls), 0.02)
+    counts = {name: max(1, min(10, round(turn / max(cost, 1e-7)))) for name, cost in estimates.items()}
+    samples = {name: Samples() for name in calls}
+    position = dict.fromkeys(calls, 2)
+    order = list(calls)
+    shuffle = random.Random(0)
+    begin = time.perf_counter()
+    rounds = 0
+    while True:
+        shuffle.shuffle(order)
+        for name in order:
+            call = calls[name] if rotate else _first(calls[name])
+            timer.sample(call, position[name], counts[name], samples[name])
+            position[name] += counts[name] + 1
+        rounds += 1
+        elapsed = time.perf_counter() - begin
+        enough = all(s.quiet for s in samples.values())
+        full = all(s.clean >= max_samples for s in samples.values())
+        if rounds >= min_rounds and (full or (elapsed > seconds and (enough or elapsed > 2 * seconds))):
+            return samples
+
+
+def _first(call: Call) -> Call:
+    return lambda _index: call(0)
