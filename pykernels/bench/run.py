@@ -141,7 +141,7 @@ def _finish(measured: Iterable[tuple[Cell, Row]], ceilings: Ceilings, stamp: dic
             reason = ceilings.absent.get(kind, "not measured")
             yield Row("ceiling", kind, "", "", "", "", note=f"absent: {reason}", **stamp)
         else:
-            rates = {"tops": rate * 1e-12} if kind == "int8" else {"gbps": rate * 1e-9}
+            rates: dict[str, Any] = {"tops": rate * 1e-12} if kind == "int8" else {"gbps": rate * 1e-9}
             yield Row("ceiling", kind, ceilings.names[kind], "", "", "", **rates, **stamp)
     for cell, row in measured:
         # Warm weights come out of a cache whose bandwidth is not measured: only the arithmetic bounds them.
