@@ -53,4 +53,40 @@ namespace cpu {
 void quantize_rowwise(const QuantizeRowwise& args, int64_t begin, int64_t end);  // rows [begin, end)
 }
 
+// int8_matmul and int8_linear: out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]), both with stride 1 along k.
+// `a` is int8, or a float type that is quantised row by row on the way (epilogue.a_scale is then ignored).
+struct Int8Matmul {
+  const void* a = nullptr;
+  DType a_dtype = DType::i8;
+  int64_t a_stride = 0;
+  const float* a_given_scale = nullptr;  // static quantisation: one scale; null: dynamic
+  const int8_t* b = nullptr;
+  int64_t b_stride = 0;
+  int64_t M = 0;
+  int64_t N = 0;
+  int64_t K = 0;
+  Epilogue epilogue;
+};
+
+// How a product is cut. First every row item, then every tile item; the items of a stage are independent.
+struct Int8MatmulPlan {
+  bool streaming = false;    // few rows: b is read in place, not packed
+  int64_t rows_per_item = 1;
+  int64_t columns_per_item = 1;
+  int64_t row_items = 0;
+  int64_t tile_items = 0;
+  int64_t row_bytes = 0;     // of one prepared row
+  int64_t workspace_bytes = 0;
+};
+
+namespace cpu {
+// Rows of `a` that fit one workspace of a few megabytes; a larger product is run in blocks of that many rows.
+int64_t int8_matmul_block_rows(int64_t K);
+Int8MatmulPlan plan_int8_matmul(const Int8Matmul& args);
+// workspace: aligned to 64 bytes, the same for both stages.
+void int8_matmul_rows(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end);
+void int8_matmul_tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin,
+                       int64_t end);
+}  // namespace cpu
+
 }  // namespace pykernels

@@ -1,0 +1,144 @@
+// Runs an INT8 product over torch's thread pool, and the checks that its two bindings share.
+#pragma once
+
+#include <atomic>
+#include <optional>
+
+#include "../scratch.h"
+#include "checks.h"
+
+namespace pykernels::cpu {
+
+// f(begin, end) over [0, items), handed out a few at a time, so that a thread that is held up delays nobody.
+template <class F>
+void parallel_items(int64_t items, int64_t at_once, const F& f) {
+  const int64_t batches = (items + at_once - 1) / at_once;
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), batches);
+  if (threads <= 1) {
+    if (items > 0) f(0, items);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t batch; (batch = next.fetch_add(1, std::memory_order_relaxed)) < batches;)
+      f(batch * at_once, std::min(items, (batch + 1) * at_once));
+  });
+}
+
+// Work below this many products of int8 is not worth waking a thread for.
+constexpr int64_t kSerialProducts = 1 << 18;
+// Quantising or copying fewer elements than this likewise.
+constexpr int64_t kSerialElements = 1 << 16;
+
+inline Int8Matmul block_of(const Int8Matmul& args, int64_t m0, int64_t rows) {
+  static constexpr int64_t kBytes[] = {4, 2, 2, 1, 4};
+  auto at = [](const void* p, DType dtype, int64_t index) {
+    return p == nullptr ? nullptr : static_cast<const char*>(p) + index * kBytes[static_cast<int>(dtype)];
+  };
+  Int8Matmul block = args;
+  Epilogue& e = block.epilogue;
+  block.M = rows;
+  block.a = at(args.a, args.a_dtype, m0 * args.a_stride);
+  if (e.a_scale != nullptr) e.a_scale += m0 * e.a_scale_stride;
+  if (e.a_zero_point != nullptr) e.a_zero_point += m0 * e.a_zero_point_stride;
+  e.residual = at(e.residual, e.residual_dtype, m0 * e.residual_stride);
+  e.out = const_cast<char*>(at(e.out, e.out_dtype, m0 * e.out_stride));
+  return block;
+}
+
+inline void run_int8_matmul(const Int8Matmul& args) {
+  static thread_local Scratch scratch;
+  if (args.M == 0 || args.N == 0) return;
+  const int64_t at_most = int8_matmul_block_rows(args.K);
+  for (int64_t m0 = 0; m0 < args.M; m0 += at_most) {
+    const Int8Matmul block = block_of(args, m0, std::min(at_most, args.M - m0));
+    const Int8MatmulPlan plan = plan_int8_matmul(block);
+    char* workspace = scratch.get(plan.workspace_bytes);
+    const bool serial_rows = block.M * block.K <= kSerialElements;
+    parallel_items(plan.row_items, serial_rows ? plan.row_items + 1 : 4,
+                   [&](int64_t begin, int64_t end) { int8_matmul_rows(block, plan, workspace, begin, end); });
+    const bool serial_tiles = block.M * block.N * block.K <= kSerialProducts;
+    parallel_items(plan.tile_items, serial_tiles ? plan.tile_items : 1,
+                   [&](int64_t begin, int64_t end) { int8_matmul_tiles(block, plan, workspace, begin, end); });
+  }
+}
+
+constexpr int64_t kLargestK = 131071;  // 2^31 / 128^2, so that int32 never overflows
+
+inline Activation check_activation(const char* op, int64_t activation) {
+  STD_TORCH_CHECK(activation >= 0 && activation <= 4, op, ": expected activation to be 0 to 4, got ", activation);
+  return static_cast<Activation>(activation);
+}
+
+inline void check_k(const char* op, int64_t K) {
+  STD_TORCH_CHECK(K <= kLargestK, op, ": expected K to be at most ", kLargestK,
+                  ", so that int32 accumulation is exact, got ", K, ": split K");
+}
+
+// A contiguous vector with one element for each of `count` things.
+inline Tensor check_vector(const char* op, const char* name, const Tensor& tensor, ScalarType dtype, int64_t count,
+                           const char* what) {
+  check_dtype(op, name, tensor, dtype);
+  check_cpu(op, name, tensor);
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.numel() == count, op, ": expected ", name, " to have shape [", count,
+                  "], one element for each ", what, ", got ", shape_name(tensor.sizes()));
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// The same, or one element for all, which has stride 0 in the epilogue.
+inline Tensor check_one_or_each(const char* op, const char* name, const Tensor& tensor, ScalarType dtype, int64_t count,
+                                const char* what, int64_t* stride) {
+  check_dtype(op, name, tensor, dtype);
+  check_cpu(op, name, tensor);
+  const int64_t numel = tensor.numel();
+  STD_TORCH_CHECK(numel == 1 || (tensor.dim() == 1 && numel == count), op, ": expected ", name,
+                  " to have 1 element or shape [", count, "], one for each ", what, ", got ",
+                  shape_name(tensor.sizes()));
+  *stride = numel == 1 ? 0 : 1;
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline Tensor check_bias(const char* op, const Tensor& bias, int64_t N, Epilogue* epilogue) {
+  check_float(op, "bias", bias);
+  Tensor values = check_vector(op, "bias", bias, bias.scalar_type(), N, "output column");
+  epilogue->bias = values.const_data_ptr();
+  epilogue->bias_dtype = float_dtype(bias.scalar_type());
+  return values;
+}
+
+// residual has the sizes of the result and is seen as its rows; the returned Rows keeps it alive.
+inline Rows check_residual(const char* op, const Tensor& residual, const std::vector<int64_t>& sizes,
+                           Epilogue* epilogue) {
+  check_float(op, "residual", residual);
+  check_cpu(op, "residual", residual);
+  const auto got = residual.sizes();
+  STD_TORCH_CHECK(got.size() == sizes.size() && std::equal(sizes.begin(), sizes.end(), got.begin()), op,
+                  ": expected residual to have shape ", shape_name(sizes), ", as the result, got ", shape_name(got));
+  Rows rows(residual);
+  epilogue->residual = rows.tensor.const_data_ptr();
+  epilogue->residual_dtype = float_dtype(residual.scalar_type());
+  epilogue->residual_stride = rows.stride;
+  return rows;
+}
+
+inline DType check_out_dtype(const char* op, ScalarType dtype, bool raw_allowed) {
+  STD_TORCH_CHECK(is_float16_or_32(dtype) || (raw_allowed && dtype == ScalarType::Int), op,
+                  ": expected out_dtype to be float32, bfloat16", raw_allowed ? ", float16 or int32" : " or float16",
+                  ", got ", dtype_name(dtype));
+  return dtype == ScalarType::Int ? DType::i32 : float_dtype(dtype);
+}
+
+// int8 [rows, K], rows of any stride; a copy when it lies otherwise.
+inline Tensor check_codes(const char* op, const char* name, const Tensor& tensor) {
+  check_dtype(op, name, tensor, ScalarType::Char);
+  check_cpu(op, name, tensor);
+  STD_TORCH_CHECK(tensor.dim() == 2, op, ": expected ", name, " to have 2 dimensions, got ", tensor.dim());
+  return tensor.stride(1) == 1 || tensor.size(1) <= 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline void check_same_k(const char* op, const char* name, const Tensor& tensor, const char* other, int64_t K) {
+  STD_TORCH_CHECK(tensor.size(1) == K, op, ": expected ", name, " to have shape [N, ", K, "], with the K of ", other,
+                  ", got ", shape_name(tensor.sizes()));
+}
+
+}  // namespace pykernels::cpu

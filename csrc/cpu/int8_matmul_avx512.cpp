@@ -1,0 +1,187 @@
+// Many rows: a packed once into tiles of 6 rows, b packed a panel of 64 columns at a time, 6 x 64 accumulators.
+#include "int8_matmul_avx512.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "scratch.h"
+
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#include "int8_matmul_tile_avx512.h"
+
+namespace pykernels::cpu {
+namespace avx512 {
+namespace {
+
+// A panel of this many dwords along K is 512 KiB: half of a second-level cache.
+constexpr int64_t kPanelSteps = 2048;
+
+// rows [R][K] to out [steps][R] dwords, zero past K.
+void interleave_rows(const int8_t* const* rows, int count, int64_t K, int32_t* out) {
+  const int64_t steps = (K + 3) / 4;
+  for (int64_t s = 0; s < steps; s += 16) {
+    __m512i r[16];
+    const __mmask64 mask = byte_mask(K - 4 * s);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      r[i] = i < count ? _mm512_maskz_loadu_epi8(mask, rows[i] + 4 * s) : _mm512_setzero_si512();
+    transpose16(r);
+    const __mmask16 lanes = lane_mask(count);
+    const int64_t valid = std::min<int64_t>(16, steps - s);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      if (i < valid) _mm512_mask_storeu_epi32(out + (s + i) * count, lanes, r[i]);
+  }
+}
+
+// b[n0 + c][k0 .. k0 + bytes) to [steps][NV][16][4] as unsigned bytes (value + 128); columns and bytes beyond are 0.
+void pack_panel(const int8_t* b, int64_t stride, int64_t columns, int64_t bytes, int vectors, char* out) {
+  const __m512i flip = _mm512_set1_epi8(-128);
+  const int64_t steps = (bytes + 3) / 4;
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t valid_columns = columns - 16 * v;
+    for (int64_t s = 0; s < steps; s += 16) {
+      __m512i r[16];
+      const __mmask64 mask = byte_mask(bytes - 4 * s);
+      const int8_t* p = b + 16 * v * stride + 4 * s;
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        r[i] = _mm512_xor_si512(flip, _mm512_maskz_loadu_epi8(i < valid_columns ? mask : 0, p + i * stride));
+      transpose16(r);
+      char* to = out + (s * vectors + v) * 64;
+      const int64_t valid = std::min<int64_t>(16, steps - s);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        if (i < valid) _mm512_store_si512(to + i * vectors * 64, r[i]);
+    }
+  }
+}
+
+// out[i][64] (=|+=) the tile; the first block along K starts at -128 * the row's sum, because b was packed as b + 128.
+template <int MR, int NV>
+__attribute__((noinline)) void tile(const int32_t* rows, const char* panel, int64_t steps, const int32_t* sum,
+                                    int32_t* out) {
+  __m512i acc[MR][NV];
+#pragma GCC unroll 6
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v)
+      acc[i][v] = sum ? _mm512_set1_epi32(static_cast<int32_t>(-128u * static_cast<uint32_t>(sum[i])))
+                      : _mm512_load_si512(out + i * kPanelColumns + 16 * v);
+  accumulate<Dot::u8s8>(acc, rows, panel, steps);
+#pragma GCC unroll 6
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) _mm512_store_si512(out + i * kPanelColumns + 16 * v, acc[i][v]);
+}
+
+using Tile = void (*)(const int32_t*, const char*, int64_t, const int32_t*, int32_t*);
+constexpr Tile kTiles[kTileRows][4] = {
+    {tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>}, {tile<2, 1>, tile<2, 2>, tile<2, 3>, tile<2, 4>},
+    {tile<3, 1>, tile<3, 2>, tile<3, 3>, tile<3, 4>}, {tile<4, 1>, tile<4, 2>, tile<4, 3>, tile<4, 4>},
+    {tile<5, 1>, tile<5, 2>, tile<5, 3>, tile<5, 4>}, {tile<6, 1>, tile<6, 2>, tile<6, 3>, tile<6, 4>},
+};
+
+}  // namespace
+
+int32_t row_sum(const int8_t* p, int64_t count) {
+  __m512i sum = _mm512_setzero_si512();
+  const __m512i ones = _mm512_set1_epi8(1);
+  for (int64_t k = 0; k < count; k += 64)
+    dot<Dot::u8s8>(sum, ones, _mm512_maskz_loadu_epi8(byte_mask(count - k), p + k));
+  return _mm512_reduce_add_epi32(sum);
+}
+
+void panel_rows(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end) {
+  static thread_local Scratch scratch;
+  const Int8Workspace to(workspace, args.M, plan.row_bytes);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t m0 = item * kTileRows;
+    const int count = static_cast<int>(std::min<int64_t>(kTileRows, args.M - m0));
+    const int8_t* rows[16] = {};
+    int8_t* codes = reinterpret_cast<int8_t*>(scratch.get(kTileRows * plan.row_bytes));
+    for (int i = 0; i < count; ++i) {
+      rows[i] = int8_matmul_codes(args, m0 + i, codes + i * plan.row_bytes, to.scale);
+      to.sum[m0 + i] = row_sum(rows[i], args.K);
+    }
+    interleave_rows(rows, count, args.K, reinterpret_cast<int32_t*>(to.rows + m0 * plan.row_bytes));
+  }
+}
+
+void panel_tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end) {
+  static thread_local Scratch scratch;
+  const Int8Workspace from(workspace, args.M, plan.row_bytes);
+  const Epilogue epilogue = int8_matmul_epilogue(args, from);
+  const int64_t steps = plan.row_bytes / 4;
+  const bool blocked = steps > kPanelSteps;
+  const int64_t panels = (args.N + kPanelColumns - 1) / kPanelColumns;
+  const int64_t panel_bytes = std::min(steps, kPanelSteps) * kPanelColumns * 4;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n0 = item % panels * kPanelColumns, first = item / panels * plan.rows_per_item;
+    const int64_t last = std::min(args.M, first + plan.rows_per_item);
+    const int64_t columns = std::min<int64_t>(kPanelColumns, args.N - n0);
+    const int vectors = static_cast<int>((columns + 15) / 16);
+    // Products kept between blocks along K: all rows of the item, or one tile when there is a single block.
+    const int64_t kept_rows = blocked ? last - first : kTileRows;
+    char* panel = scratch.get(panel_bytes + kept_rows * kPanelColumns * 4);
+    int32_t* products = reinterpret_cast<int32_t*>(panel + panel_bytes);
+    for (int64_t s0 = 0; s0 == 0 || s0 < steps; s0 += kPanelSteps) {
+      const int64_t count = std::min(kPanelSteps, steps - s0);
+      const bool final_block = s0 + count == steps;
+      pack_panel(args.b + n0 * args.b_stride + 4 * s0, args.b_stride, columns, std::min(4 * count, args.K - 4 * s0),
+                 vectors, panel);
+      for (int64_t m = first; m < last; m += kTileRows) {
+        const int rows = static_cast<int>(std::min<int64_t>(kTileRows, args.M - m));
+        int32_t* out = products + (blocked ? (m - first) * kPanelColumns : 0);
+        const int32_t* packed = reinterpret_cast<const int32_t*>(from.rows + m * plan.row_bytes) + s0 * rows;
+        kTiles[rows - 1][vectors - 1](packed, panel, count, s0 == 0 ? from.sum + m : nullptr, out);
+        if (final_block) kEpilogueAvx512(epilogue, out, kPanelColumns, m, rows, n0, columns);
+      }
+    }
+  }
+}
+
+}  // namespace avx512
+
+namespace {
+
+Int8MatmulPlan plan(const Int8Matmul& args) {
+  Int8MatmulPlan plan;
+  // Packing costs about 5 cycles per 64 bytes of b whatever M; streaming costs about 3 per product to add up its lanes.
+  plan.streaming = args.M <= std::max<int64_t>(16, std::min<int64_t>(64, args.K / 64));
+  if (plan.streaming) {
+    plan.row_bytes = (args.K + 63) / 64 * 64 + 64;  // an odd number of lines apart
+    plan.rows_per_item = args.M;
+    plan.columns_per_item = 64;
+    plan.row_items = args.M;
+    plan.tile_items = (args.N + 63) / 64;
+  } else {
+    plan.row_bytes = (args.K + 3) / 4 * 4;
+    plan.columns_per_item = avx512::kPanelColumns;
+    const int64_t panels = (args.N + avx512::kPanelColumns - 1) / avx512::kPanelColumns;
+    // With few panels the rows are split too, so that every thread finds work; each part packs its panel again.
+    const int64_t parts = std::clamp<int64_t>(16 / panels, 1, (args.M + 191) / 192);
+    const int64_t tiles = (args.M + avx512::kTileRows - 1) / avx512::kTileRows;
+    plan.rows_per_item = (tiles + parts - 1) / parts * avx512::kTileRows;
+    plan.row_items = tiles;
+    plan.tile_items = panels * ((args.M + plan.rows_per_item - 1) / plan.rows_per_item);
+  }
+  plan.workspace_bytes = Int8Workspace::bytes(args.M, plan.row_bytes);
+  return plan;
+}
+
+void rows(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end) {
+  (plan.streaming ? avx512::streaming_rows : avx512::panel_rows)(args, plan, workspace, begin, end);
+}
+
+void tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end) {
+  (plan.streaming ? avx512::streaming_tiles : avx512::panel_tiles)(args, plan, workspace, begin, end);
+}
+
+}  // namespace
+
+const Int8MatmulKernels kInt8MatmulAvx512 = {plan, rows, tiles};
+
+}  // namespace pykernels::cpu
