@@ -66,9 +66,9 @@ def epilogue(
     """value [M, N], exact -> (value * a_scale * b_scale + bias), activated, + residual, in float32, rounded once."""
     out = value.float()
     if a_scale is not None:
-        out = out * (a_scale.reshape(-1, 1) if a_scale.numel() > 1 else a_scale.reshape(()))
+        out = out * (a_scale.reshape(-1, 1) if a_scale.numel() != 1 else a_scale.reshape(()))
     if b_scale is not None:
-        out = out * (b_scale if b_scale.numel() > 1 else b_scale.reshape(()))
+        out = out * (b_scale if b_scale.numel() != 1 else b_scale.reshape(()))
     if bias is not None:
         out = out + bias.float()
     out = activate(out, activation)
