@@ -13,6 +13,7 @@ from .cast_linear import CastLinear
 from .int8_embedding import Int8Embedding
 from .int8_linear import Int8Linear
 from .int8_linear_outliers import Int8OutlierLinear
+from .int8_training import Int8TrainingLinear
 from .int8_weight_only_linear import Int8WeightOnlyLinear
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Int8Embedding",
     "Int8Linear",
     "Int8OutlierLinear",
+    "Int8TrainingLinear",
     "Int8WeightOnlyLinear",
 ]
 
