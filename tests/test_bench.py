@@ -1,5 +1,6 @@
 """The harness: its statistics, its counts of work, its files and its plots. No time is asserted anywhere."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -11,8 +12,7 @@ import torch
 
 from pykernels.bench import cases, ceilings, cli, memory, peers
 from pykernels.bench.case import Absent, Cell, Context, Provider
-from pykernels.bench.ceilings import Ceilings
-from pykernels.bench.rows import Row, fastest_peer, ratios, read_csv, to_json, write_csv
+from pykernels.bench.rows import Row, ceilings_of, fastest_peer, merge, ratios, read_csv, to_json, write_csv
 from pykernels.bench.run import run, run_cell
 from pykernels.bench.stats import MIN_CLEAN, Samples, percentile
 from pykernels.bench.timer import CpuTimer, measure
@@ -92,7 +92,7 @@ def test_every_case_lists_cells_that_state_their_work(quick, cuda):
         found = module.cells(quick, cuda)
         assert found
         for cell in found:
-            assert cell.op == op and cell.bytes > 0 and set(cell.memory) <= {"read", "copy"}
+            assert cell.op == op and cell.bytes > 0 and cell.traffic in {"read", "copy"}
             assert len(cell.dims) in (2, 3) and cell.shape == "x".join(map(str, cell.dims))
 
 
@@ -106,21 +106,52 @@ def test_the_issues_cells_are_measured():
 
 
 def test_cold_weights_exceed_the_cache():
-    cell = Cell("op", "1x8", 0, {"read": 1}, lambda _cell, _context: iter(()), weight_bytes=3 << 20)
+    cell = Cell("op", "1x8", 0, 1, "read", lambda _cell, _context: iter(()), weight_bytes=3 << 20)
     assert cell.copies(32 << 20) * cell.weight_bytes >= 64 << 20
     cell.caches = ("warm",)
     assert cell.copies(32 << 20) == 1
 
 
-def test_floor_is_the_larger_of_two_times():
-    found = Ceilings({"int8": 100.0, "read": 10.0})
-    assert found.floor_seconds(200, {"read": 10}) == (2.0, "int8")
-    assert found.floor_seconds(200, {"read": 40}) == (4.0, "read")
-    assert found.floor_seconds(0, {"copy": 40}) is None
+def test_the_ceiling_of_a_row_is_the_one_that_binds_it():
+    ceilings = {"int8": 100e12, "read": 10e9}
+    row = Row("op", "forward", "pykernels", "1x1", "", "cold", 1.0, 4.0, 5.0, 200_000_000, 10_000, "read")
+    assert row.against(ceilings).ceiling == "int8" and row.against(ceilings).ceiling_percent == pytest.approx(50)
+    row = dataclasses.replace(row, bytes=30_000)
+    assert row.against(ceilings).ceiling == "read" and row.against(ceilings).ceiling_percent == pytest.approx(75)
+    warm = dataclasses.replace(row, traffic="")
+    assert warm.against(ceilings).ceiling == "int8", "warm weights come out of a cache, not from memory"
+    assert row.against({}).ceiling_percent is None
+
+
+def test_merging_takes_whole_cells_and_the_higher_ceilings():
+    def pair(quiet: int, commit: str, ceiling: float, cache: str = "warm") -> list[Row]:
+        rows = [Row("ceiling", "int8", commit, "", "", "", tops=ceiling)]
+        for name in ("pykernels", "peer"):
+            rows.append(_timed("int8_matmul", "forward", name, "8x8x8", cache, 4.0))
+        return [dataclasses.replace(row, quiet=quiet, commit=commit) for row in rows]
+
+    def commits(rows: list[Row]) -> list[str]:
+        return [row.commit for row in rows if row.op != "ceiling"]
+
+    assert commits(merge(pair(0, "a", 1.0), pair(1, "b", 0.5))) == ["b", "b"]
+    assert commits(merge(pair(1, "a", 1.0), pair(0, "b", 0.5))) == ["a", "a"]
+    assert sorted(commits(merge(pair(1, "a", 1.0, "cold"), pair(1, "b", 0.5)))) == ["a", "a", "b", "b"]
+    merged = merge(pair(0, "a", 2.0), pair(1, "b", 1.0))
+    assert ceilings_of(merged) == {"int8": 2e12}
+    assert merged[-1].ceiling_percent == pytest.approx(1e8 * (1 << 30) / 2e12 / 5.0)
+
+
+def test_resuming_measures_what_is_missing_or_was_busy():
+    cells = [_cell(lambda _cell, _context: iter(()), caches=("cold", "warm"))]
+    rows = [_timed("int8_matmul", "forward", "pykernels", "2x3x4", cache, 4.0) for cache in ("cold", "warm")]
+    assert cli._unfinished(cells, []) == cells
+    assert cli._unfinished(cells, rows) == []
+    rows[0] = dataclasses.replace(rows[0], quiet=0)
+    assert [cell.caches for cell in cli._unfinished(cells, rows)] == [("cold",)]
 
 
 def _cell(build, **more) -> Cell:
-    return Cell("int8_matmul", "2x3x4", 48, {"read": 100}, build, seconds=0.01, **more)
+    return Cell("int8_matmul", "2x3x4", 48, 100, "read", build, seconds=0.01, **more)
 
 
 def test_rows_carry_errors_peaks_saved_bytes_and_the_absent():
@@ -299,4 +330,7 @@ def test_a_run_end_to_end(tmp_path, monkeypatch, capsys):
     assert {row.variant for row in rows if row.op == "ceiling"} == {"int8", "read", "copy"}
     assert math.isfinite(ours.ceiling_percent)
     assert "quantize_rowwise" in capsys.readouterr().out
-    assert run([], CPU, 1, lambda _text, _done: None)[0]
+    monkeypatch.setattr(ceilings, "_native_library", lambda: None)
+    rows = run([cell], CPU, 1, lambda _text, _done: None, lambda _rows: None, limit=-1.0)
+    assert rows[0].note.startswith("absent: pykernels/_C*.so is not built")
+    assert rows[-1].note == "left out: the limit of -1 s was reached"

@@ -61,7 +61,7 @@ class Cell:
     Args:
         op: name in pykernels.functional. shape: sizes joined by x, in the order the case's docstring gives.
         operations: multiplications and additions that must be done; 0 when bytes alone bound it.
-        memory: bytes that must move, by the ceiling they are held against: {"read": n} or {"copy": n}.
+        bytes: that must move. traffic: the ceiling they are held against, "read" or "copy".
         build: makes the providers.
         caches: "cold" (weights read from memory in each call), "warm" (as the last call left them).
         weight_bytes: of the INT8 weight, which sets how many copies a cold measurement rotates among.
@@ -71,16 +71,13 @@ class Cell:
     op: str
     shape: str
     operations: int
-    memory: dict[str, int]
+    bytes: int
+    traffic: str
     build: Callable[[Cell, Context], Iterator[Entry]]
     caches: tuple[str, ...] = ("cold",)
     variant: str = "forward"
     weight_bytes: int = 0
     seconds: float = 2.0
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.memory.values())
 
     @property
     def dims(self) -> tuple[int, ...]:

@@ -35,12 +35,6 @@ class Ceilings:
         if rate > self.rates.get(kind, 0.0):
             self.rates[kind], self.names[kind] = rate, name
 
-    def floor_seconds(self, operations: int, memory: dict[str, int]) -> tuple[float, str] | None:
-        """The larger of the time the operations need and the time each kind of memory traffic needs, and which."""
-        floors = [(operations / self.rates["int8"], "int8")] if operations and "int8" in self.rates else []
-        floors += [(count / self.rates[kind], kind) for kind, count in memory.items() if kind in self.rates]
-        return max(floors) if floors else None
-
 
 class CpuCeilings:
     """Measures with one Python thread a core: the native loops run outside the interpreter lock."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 
 from . import peers
 from .case import Cell
-from .rows import Row, ratios, read_csv, to_json, write_csv
+from .rows import Row, merge, ratios, read_csv, to_json, write_csv
 from .run import FAILED, Tick, run, seconds_needed
 
 RESULTS = Path("benchmarks/results")
@@ -28,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--gpu", action="store_true", help="measure on the CUDA device instead of the CPU")
     made.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     made.add_argument("--csv", type=Path, metavar="PATH", help="write the rows there")
-    made.add_argument("--update", action="store_true", help="keep the rows of other operations that --csv holds")
+    made.add_argument("--resume", action="store_true", help="measure only what --csv lacks or has from a busy machine")
+    made.add_argument("--limit", type=float, default=math.inf, metavar="SECONDS", help="begin no cell after this long")
     made.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
     made.add_argument(
         "--plot",
@@ -60,11 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if arguments.gpu else "cpu")
+    before = read_csv(arguments.csv) if arguments.resume and arguments.csv and arguments.csv.exists() else []
+    cells = _unfinished(cells, before)
+
+    def save(rows: list[Row]) -> None:
+        if arguments.csv is not None:
+            write_csv(arguments.csv, merge(before, rows))
+
     with _progress(len(cells)) as tick:
-        rows, _ = run(cells, device, torch.get_num_threads(), tick)
-    if arguments.csv is not None:
-        kept = _kept(arguments.csv, {cell.op for cell in cells}) if arguments.update else []
-        write_csv(arguments.csv, rows + kept)
+        rows = merge(before, run(cells, device, torch.get_num_threads(), tick, save, arguments.limit))
     if arguments.json:
         print(to_json(rows))
     else:
@@ -78,10 +85,17 @@ def _csvs(given: str) -> list[Path]:
     return [Path(given)] if given else sorted(RESULTS.glob("*.csv"))
 
 
-def _kept(path: Path, measured: set[str]) -> list[Row]:
-    if not path.exists():
-        return []
-    return [row for row in read_csv(path) if row.op not in measured | {"ceiling"}]
+def _unfinished(cells: list[Cell], rows: list[Row]) -> list[Cell]:
+    """The cells, and of their caches those, that have no rows or a row whose samples were all disturbed."""
+    seen = {row.cell for row in rows if row.measured}
+    busy = {row.cell for row in rows if row.measured and not row.quiet}
+    found = []
+    for cell in cells:
+        keys = {cache: (cell.op, cell.variant, cell.shape, cache) for cache in cell.caches}
+        caches = tuple(cache for cache, key in keys.items() if key not in seen or key in busy)
+        if caches:
+            found.append(dataclasses.replace(cell, caches=caches))
+    return found
 
 
 def _plot(paths: list[Path], out: Path, ops: list[str]) -> int:

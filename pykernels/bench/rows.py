@@ -16,8 +16,9 @@ class Row:
     """One provider in one cell. Times are microseconds; None (an empty CSV field) is 'not measured'.
 
     `operations` and `bytes` are what the operation must do and move at least, whoever does it: the rates of all
-    providers are of the same work. `samples` are those the percentiles come from, `disturbed` those in which another
-    process held a core (they count only where fewer than five others exist; then `quiet` is 0).
+    providers are of the same work. `traffic` names the ceiling the bytes are held against (read or copy; none for warm
+    weights, which come out of a cache). `samples` are those the percentiles come from, `disturbed` those in which
+    another process held a core (they count only where fewer than five others exist; then `quiet` is 0).
     """
 
     op: str
@@ -31,6 +32,7 @@ class Row:
     p80_us: float | None = None
     operations: int | None = None
     bytes: int | None = None
+    traffic: str = ""
     tops: float | None = None
     gbps: float | None = None
     ceiling: str = ""
@@ -47,6 +49,22 @@ class Row:
     versions: str = ""
     commit: str = ""
     date: str = ""
+
+    def against(self, ceilings: dict[str, float]) -> Row:
+        """The row with the ceiling that binds it, and how much of it p50 reaches.
+
+        Args:
+            ceilings: operations per second as "int8", bytes per second as "read" and "copy".
+        """
+        if self.p50_us is None:
+            return self
+        floors = [(self.operations / ceilings["int8"], "int8")] if self.operations and "int8" in ceilings else []
+        if self.bytes and self.traffic in ceilings:
+            floors.append((self.bytes / ceilings[self.traffic], self.traffic))
+        if not floors:
+            return self
+        seconds, kind = max(floors)
+        return dataclasses.replace(self, ceiling=kind, ceiling_percent=1e8 * seconds / self.p50_us)
 
     @property
     def measured(self) -> bool:
@@ -105,6 +123,46 @@ def _parse(name: str, text: str) -> object:
     if name in _FLOATS:
         return float(text) if text else None
     return text
+
+
+def ceilings_of(rows: Iterable[Row]) -> dict[str, float]:
+    """The ceiling rows as rates per second, the higher of two of the same kind."""
+    found: dict[str, float] = {}
+    for row in rows:
+        rate = row.tops * 1e12 if row.tops else row.gbps * 1e9 if row.gbps else 0.0
+        if row.op == "ceiling" and rate > found.get(row.variant, 0.0):
+            found[row.variant] = rate
+    return found
+
+
+def merge(old: list[Row], new: list[Row]) -> list[Row]:
+    """The new rows, and the old ones of cells that were not measured again or were measured in more quiet before.
+
+    A cell changes as a whole, so ratios stay within one run. Of the ceilings the higher of each kind stays, and every
+    row is held against those: a second run can lower a percentage and never raise it by a worse ceiling.
+    """
+    before, after = _quiet_rows(old), _quiet_rows(new)
+    kept_old = {cell for cell, quiet in before.items() if quiet > after.get(cell, -1)}
+    again = {row.cell[:3] for row in new}
+    merged = [row for row in new if row.op != "ceiling" and row.cell not in kept_old]
+    merged += [row for row in old if row.op != "ceiling" and (row.cell in kept_old or row.cell[:3] not in again)]
+    ceilings = [row for row in old + new if row.op == "ceiling"]
+    best = ceilings_of(ceilings)
+    top = {row.variant: row for row in ceilings if ceilings_of([row]).get(row.variant) == best.get(row.variant)}
+    return list(top.values()) + [row.against(best) for row in sorted(merged, key=_order)]
+
+
+def _quiet_rows(rows: list[Row]) -> dict[tuple[str, str, str, str], int]:
+    """For each measured cell, how many of its rows rest on clean samples."""
+    found: dict[tuple[str, str, str, str], int] = {}
+    for row in rows:
+        if row.measured:
+            found[row.cell] = found.get(row.cell, 0) + (row.quiet or 0)
+    return found
+
+
+def _order(row: Row) -> tuple[str, str, str, list[int]]:
+    return row.op, row.variant, row.cache, [*row.dims[1:], row.dims[0]]
 
 
 def to_json(rows: Iterable[Row]) -> str:

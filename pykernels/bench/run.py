@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
+import math
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -22,28 +23,43 @@ Tick = Callable[[str, int], None]
 FAILED = "failed:"
 
 
-def run(cells: list[Cell], device: torch.device, threads: int, tick: Tick) -> tuple[list[Row], Ceilings]:
-    """Measures every cell; `tick(text, done)` hears of each step.
+def run(
+    cells: list[Cell],
+    device: torch.device,
+    threads: int,
+    tick: Tick,
+    save: Callable[[list[Row]], None],
+    limit: float = math.inf,
+) -> list[Row]:
+    """Measures the cells and returns their rows, the ceilings first.
 
-    The ceilings are measured before the first cell, between operations and after the last, and the best is kept:
-    percentages are filled in at the end, so every row is held against the same numbers.
+    The ceilings are measured before the first cell, between operations and after the last, and the best of each is
+    kept: every row is held against the same numbers. `tick(text, done)` hears of each step; `save` gets the rows so
+    far after each cell, so that a run that is killed leaves what it saw. After `limit` seconds no cell is begun.
     """
     timer: Timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
     ceilings = CudaCeilings(device) if device.type == "cuda" else CpuCeilings(threads)
     stamp = machine.stamp(device, threads)
-    measured: list[tuple[Cell, Row]] = []
+    begin = time.monotonic()
+    rows: list[Row] = []
     last = ""
     for done, cell in enumerate(cells):
+        if time.monotonic() - begin > limit:
+            rows.append(_without(cell, "pykernels", f"left out: the limit of {limit:g} s was reached", stamp))
+            continue
         if cell.op != last:
             tick("ceilings", done)
             ceilings.measure()
             last = cell.op
         tick(f"{cell.op} {cell.shape}", done)
-        measured += [(cell, row) for row in run_cell(cell, device, timer, stamp, partial(_tick, tick, done))]
+        rows += run_cell(cell, device, timer, stamp, partial(_tick, tick, done))
+        save(_against(ceilings.found, rows, stamp))
         gc.collect()
     tick("ceilings", len(cells))
     ceilings.measure()
-    return list(_finish(measured, ceilings.found, stamp)), ceilings.found
+    rows = _against(ceilings.found, rows, stamp)
+    save(rows)
+    return rows
 
 
 def _tick(tick: Tick, done: int, text: str) -> None:
@@ -113,10 +129,11 @@ def _row(
         p20 * 1e6,
         p50 * 1e6,
         p80 * 1e6,
-        cell.operations,
-        cell.bytes,
-        cell.operations / p50 * 1e-12,
-        cell.bytes / p50 * 1e-9,
+        operations=cell.operations,
+        bytes=cell.bytes,
+        traffic="" if cache == "warm" else cell.traffic,
+        tops=cell.operations / p50 * 1e-12,
+        gbps=cell.bytes / p50 * 1e-9,
         samples=len(samples.used),
         disturbed=len(samples.seconds) - samples.clean,
         quiet=int(samples.quiet),
@@ -134,21 +151,18 @@ def _rel_error(output: object, truth: torch.Tensor | None) -> float | None:
     return ((rows - truth).norm() / truth.norm()).item()
 
 
-def _finish(measured: Iterable[tuple[Cell, Row]], ceilings: Ceilings, stamp: dict[str, Any]) -> Iterable[Row]:
+def _against(ceilings: Ceilings, rows: list[Row], stamp: dict[str, Any]) -> list[Row]:
+    """The ceilings as rows, then the rows held against them."""
+    first = []
     for kind in ("int8", "read", "copy"):
         rate = ceilings.rates.get(kind)
         if rate is None:
             reason = ceilings.absent.get(kind, "not measured")
-            yield Row("ceiling", kind, "", "", "", "", note=f"absent: {reason}", **stamp)
+            first.append(Row("ceiling", kind, "", "", "", "", note=f"absent: {reason}", **stamp))
         else:
             rates: dict[str, Any] = {"tops": rate * 1e-12} if kind == "int8" else {"gbps": rate * 1e-9}
-            yield Row("ceiling", kind, ceilings.names[kind], "", "", "", **rates, **stamp)
-    for cell, row in measured:
-        # Warm weights come out of a cache whose bandwidth is not measured: only the arithmetic bounds them.
-        floor = ceilings.floor_seconds(cell.operations, {} if row.cache == "warm" else cell.memory)
-        if floor is not None and row.p50_us is not None:
-            row = dataclasses.replace(row, ceiling=floor[1], ceiling_percent=100 * floor[0] / (row.p50_us * 1e-6))
-        yield row
+            first.append(Row("ceiling", kind, ceilings.names[kind], "", "", "", **rates, **stamp))
+    return first + [row.against(ceilings.rates) for row in rows]
 
 
 def seconds_needed(cells: Iterable[Cell]) -> float:

@@ -31,11 +31,12 @@ def cells(quick: bool, cuda: bool) -> list[Cell]:
             OP,
             f"{m}x{n}x{k}",
             work(m, n, k)[0],
-            {"read": work(m, n, k)[1]},
+            work(m, n, k)[1],
+            "read",
             build,
-            caches=("warm",),
+            caches=("cold",) if cuda else ("warm",),
             weight_bytes=n * k,
-            seconds=1.0 if quick else 5.0,
+            seconds=0.4 if quick or cuda else 5.0,
         )
         for m, n, k in shapes
     ]

@@ -23,17 +23,18 @@ def work(m: int, n: int, k: int, itemsize: int = 2) -> tuple[int, int]:
 
 
 def cells(quick: bool, cuda: bool) -> list[Cell]:
-    shapes = [(256, 512, 512)] if quick else [(8192, 4096, 4096)] if cuda else [(512, 1024, 1024), (2048, 2048, 2048)]
+    shapes = [(256, 512, 512)] if quick else [(4096, 4096, 4096)] if cuda else [(512, 1024, 1024), (2048, 2048, 2048)]
     return [
         Cell(
             OP,
             f"{m}x{n}x{k}",
             work(m, n, k)[0],
-            {"read": work(m, n, k)[1]},
+            work(m, n, k)[1],
+            "read",
             build,
-            caches=("warm",),
+            caches=("cold",) if cuda else ("warm",),
             variant="forward+backward",
-            seconds=1.0 if quick else 4.0,
+            seconds=0.4 if quick or cuda else 4.0,
         )
         for m, n, k in shapes
     ]
