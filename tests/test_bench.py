@@ -234,6 +234,7 @@ def _timed(op: str, variant: str, provider: str, shape: str, cache: str, time: f
         *times,
         1 << 30,
         1 << 20,
+        "read",
         0.5 / time,
         16.0 / time,
         peak_bytes=4096,
