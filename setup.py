@@ -21,9 +21,9 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_ONLY"]
 # -ffp-contract=off: codes must be bit-equal on every path, and a fused x * inv + u would round differently.
-# -Wno-maybe-uninitialized: GCC 12 warns about its own AVX-512 headers.
+# -Wno-*uninitialized: GCC 12 warns about its own AVX-512 headers.
 CXXFLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
-CXXFLAGS += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
+CXXFLAGS += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 NVCCFLAGS = [
     "-O3",
     "-std=c++20",
