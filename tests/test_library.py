@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,5 @@ def test_loads_in_a_process_that_has_only_torch() -> None:
         "torch.ops.load_library(sys.argv[1]);"
         "print(torch.ops.pykernels.quantize_asymmetric(torch.ones(2, 3))[0].dtype)"
     )
-    import sys
-
     done = subprocess.run([sys.executable, "-c", code, str(PACKAGE / "_C.so")], capture_output=True, text=True)
     assert done.stdout.strip() == str(torch.int8), done.stderr

@@ -126,7 +126,7 @@ const char* launch(void (*kernel)(Params...), int64_t blocks_x, int64_t blocks_y
   }
   if (error == cudaSuccess) {
     const dim3 grid(static_cast<unsigned>(blocks_x), static_cast<unsigned>(blocks_y));
-    kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)> > >(args...);
+    kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args...);
     error = cudaGetLastError();
   }
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
