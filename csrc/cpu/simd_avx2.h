@@ -52,6 +52,13 @@ struct Avx2 {
     std::memcpy(p, padded, n);
   }
 
+  // Four vectors at once.
+  static void store_i8(int8_t* p, const I (&v)[4]) {
+    const I packed = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+    const I order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<I*>(p), _mm256_permutevar8x32_epi32(packed, order));
+  }
+
   static H zero16() { return _mm256_setzero_si256(); }
   static H abs16(const void* p) {
     return _mm256_and_si256(_mm256_loadu_si256(static_cast<const __m256i*>(p)), _mm256_set1_epi16(0x7fff));

@@ -62,6 +62,10 @@ struct Portable {
     for (int j = 0; j < n; ++j) p[j] = static_cast<int8_t>(v[j]);
   }
 
+  static void store_i8(int8_t* p, const I (&v)[4]) {
+    for (int j = 0; j < 4; ++j) store_i8(p + j * kWidth, v[j]);
+  }
+
   static H zero16() { return H{}; }
   static H abs16(const void* p) {
     H v;
