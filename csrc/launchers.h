@@ -53,6 +53,100 @@ namespace cpu {
 void quantize_rowwise(const QuantizeRowwise& args, int64_t begin, int64_t end);  // rows [begin, end)
 }
 
+// --- quantize_colwise, quantize_both ------------------------------------------------------------------------------
+// Two reads: absmax of rows and columns, then codes. Between them the caller turns absmax into scales and inverses.
+// Absmax values travel as the bit patterns of non-negative floats, which order as integers.
+struct QuantizeColwise {
+  const void* x = nullptr;
+  DType x_dtype = DType::f32;
+  int64_t x_stride = 0;  // between rows; 1 within a row
+  int64_t K = 0;
+  const float* inv = nullptr;  // [K], padded; 0 where all codes of the column are 0
+  bool stochastic = false;
+  uint64_t seed = 0;
+  int8_t* q = nullptr;  // [M, K]
+};
+
+struct QuantizeBoth {
+  const void* x = nullptr;
+  DType x_dtype = DType::f32;
+  int64_t x_stride = 0;
+  int64_t M = 0;
+  int64_t K = 0;
+  const float* row_inv = nullptr;  // [M]
+  const float* col_inv = nullptr;  // [K], padded
+  bool stochastic = false;
+  uint64_t seed = 0;
+  int8_t* q = nullptr;   // [M, K], by rows
+  int8_t* qt = nullptr;  // [K, M], by columns, transposed
+};
+
+// Arrays "padded" have room for a multiple of this many elements.
+inline constexpr int64_t kColumnPadding = 16;
+
+namespace cpu {
+// Raises absmax[0 .. K), padded, to that of rows [begin, end); row_absmax, where given, is indexed by the row.
+void absmax_columns(const QuantizeColwise& args, int64_t begin, int64_t end, uint32_t* absmax, uint32_t* row_absmax);
+// scale and inv of n absmax values.
+void scales_of_absmax(const uint32_t* absmax, int64_t n, float* scale, float* inv);
+void quantize_colwise(const QuantizeColwise& args, int64_t begin, int64_t end);  // rows [begin, end)
+void quantize_both(const QuantizeBoth& args, int64_t begin, int64_t end);        // rows [begin, end)
+}  // namespace cpu
+
+// --- quantize_blockwise -------------------------------------------------------------------------------------------
+// Tiles of block_rows x block_cols; the last of each direction may be ragged. scale is [ceil(M / rows), ceil(K /
+// cols)].
+struct QuantizeBlockwise {
+  const void* x = nullptr;
+  DType x_dtype = DType::f32;
+  int64_t x_stride = 0;
+  int64_t M = 0;
+  int64_t K = 0;
+  int64_t block_rows = 1;
+  int64_t block_cols = 1;
+  int8_t* q = nullptr;  // [M, K]
+  float* scale = nullptr;
+};
+
+namespace cpu {
+void quantize_blockwise(const QuantizeBlockwise& args, int64_t begin, int64_t end);  // rows of blocks [begin, end)
+}
+
+// --- quantize_asymmetric ------------------------------------------------------------------------------------------
+// x ~ (q - zero_point) * scale, the range of each row widened to hold 0.
+struct QuantizeAsymmetric {
+  const void* x = nullptr;
+  DType x_dtype = DType::f32;
+  int64_t x_stride = 0;
+  int64_t K = 0;
+  int8_t* q = nullptr;            // [M, K]
+  float* scale = nullptr;         // [M]
+  int32_t* zero_point = nullptr;  // [M]
+};
+
+namespace cpu {
+void quantize_asymmetric(const QuantizeAsymmetric& args, int64_t begin, int64_t end);  // rows [begin, end)
+}
+
+// --- dequantize ---------------------------------------------------------------------------------------------------
+// out = float(q - zero_point) * scale, with one scale for each tile of block_rows x block_cols, in the order of the
+// grid.
+struct Dequantize {
+  const int8_t* q = nullptr;
+  int64_t q_stride = 0;
+  int64_t K = 0;
+  int64_t block_rows = 1;
+  int64_t block_cols = 1;
+  const float* scale = nullptr;
+  const int32_t* zero_point = nullptr;  // null: 0
+  void* out = nullptr;                  // [M, K]
+  DType out_dtype = DType::f32;
+};
+
+namespace cpu {
+void dequantize(const Dequantize& args, int64_t begin, int64_t end);  // rows [begin, end)
+}
+
 // int8_matmul and int8_linear: out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]), both with stride 1 along k.
 // `a` is int8, or a float type that is quantised row by row on the way (epilogue.a_scale is then ignored).
 struct Int8Matmul {

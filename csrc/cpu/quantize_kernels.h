@@ -7,6 +7,12 @@ namespace pykernels::cpu {
 
 struct QuantizeKernels {
   void (*rowwise[3])(const QuantizeRowwise&, int64_t begin, int64_t end);
+  void (*absmax[3])(const QuantizeColwise&, int64_t begin, int64_t end, uint32_t* absmax, uint32_t* row_absmax);
+  void (*colwise[3])(const QuantizeColwise&, int64_t begin, int64_t end);
+  void (*both[3])(const QuantizeBoth&, int64_t begin, int64_t end);
+  void (*blockwise[3])(const QuantizeBlockwise&, int64_t begin, int64_t end);
+  void (*asymmetric[3])(const QuantizeAsymmetric&, int64_t begin, int64_t end);
+  void (*dequantize[3])(const Dequantize&, int64_t begin, int64_t end);
 };
 
 extern const QuantizeKernels kQuantizePortable;

@@ -37,6 +37,24 @@ inline Scale scale_of_given(float scale, uint32_t absmax_bits) {
   return {scale, std::fabs(scale) < 0x1p-126f ? 0.0f : 1.0f / scale};
 }
 
+// The two ways a loop body loads: a whole vector, or the n < kWidth elements that are left, and zeros.
+template <class S>
+struct Whole {
+  template <class T>
+  auto operator()(const T* p) const {
+    return S::load(p);
+  }
+};
+
+template <class S>
+struct Part {
+  int n;
+  template <class T>
+  auto operator()(const T* p) const {
+    return S::load_tail(p, n);
+  }
+};
+
 template <class S>
 uint32_t absmax_bits(const float* x, int64_t n) {
   constexpr int W = S::kWidth;

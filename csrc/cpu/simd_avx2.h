@@ -17,7 +17,7 @@ struct Avx2 {
   }
   static F load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
   template <class T>
-  static F load_tail(const T* p, int n) {
+  static auto load_tail(const T* p, int n) {
     T padded[kWidth] = {};
     std::memcpy(padded, p, n * sizeof(T));
     return load(padded);
@@ -26,7 +26,49 @@ struct Avx2 {
   static F set1(float value) { return _mm256_set1_ps(value); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static float reduce_min(F v) {
+    const __m128 half = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 pair = _mm_min_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_min_ss(pair, _mm_movehdup_ps(pair)));
+  }
+  static float reduce_max(F v) { return -reduce_min(_mm256_xor_ps(v, set1(-0.0f))); }
+  // 0 wherever the factor is 0, even for NaN.
+  static F mul_live(F v, F factor) {
+    return _mm256_and_ps(mul(v, factor), _mm256_cmp_ps(factor, _mm256_setzero_ps(), _CMP_NEQ_OQ));
+  }
   static F clamp(F v, float lo, float hi) { return _mm256_min_ps(_mm256_max_ps(v, set1(lo)), set1(hi)); }
+
+  static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+  static void store(f16* p, F v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static void store(bf16* p, F v) {
+    const I bits = _mm256_castps_si256(v);
+    const I odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const I rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const I nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const I unordered = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const I words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, unordered), 16);
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+  }
+  template <class T>
+  static void store_tail(T* p, F v, int n) {
+    T padded[kWidth];
+    store(padded, v);
+    std::memcpy(p, padded, n * sizeof(T));
+  }
+
+  static I set1(int32_t value) { return _mm256_set1_epi32(value); }
+  static I load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }
+  static I load(const int8_t* p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+  static void store(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<I*>(p), v); }
+  static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static I min(I a, I b) { return _mm256_min_epi32(a, b); }
+  static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
 
   static I zero() { return _mm256_setzero_si256(); }
   static I abs_bits(F v) { return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff)); }

@@ -28,7 +28,42 @@ struct Avx512 {
   static F set1(float value) { return _mm512_set1_ps(value); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static float reduce_min(F v) { return _mm512_reduce_min_ps(v); }
+  static float reduce_max(F v) { return _mm512_reduce_max_ps(v); }
+  // 0 wherever the factor is 0, even for NaN.
+  static F mul_live(F v, F factor) {
+    return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(factor, _mm512_setzero_ps(), _CMP_NEQ_OQ), v, factor);
+  }
   static F clamp(F v, float lo, float hi) { return _mm512_min_ps(_mm512_max_ps(v, set1(lo)), set1(hi)); }
+
+  static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static void store(bf16* p, F v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(v)); }
+  static void store(f16* p, F v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(v)); }
+  static void store_tail(float* p, F v, int n) { _mm512_mask_storeu_ps(p, tail(n), v); }
+  static void store_tail(bf16* p, F v, int n) { _mm256_mask_storeu_epi16(p, tail(n), to_bf16(v)); }
+  static void store_tail(f16* p, F v, int n) { _mm256_mask_storeu_epi16(p, tail(n), to_f16(v)); }
+  static __m256i to_f16(F v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static __m256i to_bf16(F v) {
+    const I bits = _mm512_castps_si512(v);
+    const I odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const I rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const I nan = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __mmask16 unordered = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, unordered, nan), 16));
+  }
+
+  static I set1(int32_t value) { return _mm512_set1_epi32(value); }
+  static I load(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static I load_tail(const int32_t* p, int n) { return _mm512_maskz_loadu_epi32(tail(n), p); }
+  static I load(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static I load_tail(const int8_t* p, int n) { return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(tail(n), p)); }
+  static void store(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
+  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static I min(I a, I b) { return _mm512_min_epi32(a, b); }
+  static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
 
   static I zero() { return _mm512_setzero_si512(); }
   static I abs_bits(F v) { return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff)); }

@@ -24,10 +24,10 @@ struct Portable {
   }
   template <class T>
   static F load(const T* p) {
-    return F{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+    return F{cpu::to_float(p[0]), cpu::to_float(p[1]), cpu::to_float(p[2]), cpu::to_float(p[3])};
   }
   template <class T>
-  static F load_tail(const T* p, int n) {
+  static auto load_tail(const T* p, int n) {
     T padded[kWidth] = {};
     std::memcpy(padded, p, n * sizeof(T));
     return load(padded);
@@ -36,10 +36,35 @@ struct Portable {
   static F set1(float value) { return F{value, value, value, value}; }
   static F mul(F a, F b) { return a * b; }
   static F add(F a, F b) { return a + b; }
+  static F min(F a, F b) { return a < b ? a : b; }
+  static F max(F a, F b) { return a > b ? a : b; }
+  static float reduce_min(F v) { return std::min(std::min(v[0], v[1]), std::min(v[2], v[3])); }
+  static float reduce_max(F v) { return std::max(std::max(v[0], v[1]), std::max(v[2], v[3])); }
+  // 0 wherever the factor is 0, even for NaN.
+  static F mul_live(F v, F factor) { return factor != 0.0f ? v * factor : F{}; }
   static F clamp(F v, float lo, float hi) {
     v = v > set1(lo) ? v : set1(lo);
     return v < set1(hi) ? v : set1(hi);
   }
+
+  static void store(float* p, F v) { std::memcpy(p, &v, sizeof(v)); }
+  template <class T>
+  static void store(T* p, F v) {
+    for (int j = 0; j < kWidth; ++j) p[j] = from_float<T>(v[j]);
+  }
+  template <class T>
+  static void store_tail(T* p, F v, int n) {
+    for (int j = 0; j < n; ++j) p[j] = from_float<T>(v[j]);
+  }
+
+  static I set1(int32_t value) { return I{value, value, value, value}; }
+  static I load(const int32_t* p) { return I{p[0], p[1], p[2], p[3]}; }
+  static I load(const int8_t* p) { return I{p[0], p[1], p[2], p[3]}; }
+  static void store(int32_t* p, I v) { std::memcpy(p, &v, sizeof(v)); }
+  static I add(I a, I b) { return a + b; }
+  static I sub(I a, I b) { return a - b; }
+  static I min(I a, I b) { return a < b ? a : b; }
+  static F to_float(I v) { return __builtin_convertvector(v, F); }
 
   static I zero() { return I{}; }
   static I abs_bits(F v) { return reinterpret_cast<I>(v) & 0x7fffffff; }

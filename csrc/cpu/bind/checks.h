@@ -126,6 +126,31 @@ struct Rows {
   }
 };
 
+// The blocks of block_size [b], along the last dimension, or [bm, bk], tiles of a matrix.
+struct Blocks {
+  int64_t rows = 1;
+  int64_t cols = 1;
+
+  Blocks(const char* op, const char* name, const Tensor& x, const std::vector<int64_t>& block_size) {
+    STD_TORCH_CHECK(block_size.size() == 1 || block_size.size() == 2, op,
+                    ": expected block_size to have 1 or 2 elements, got ", block_size.size());
+    for (int64_t size : block_size)
+      STD_TORCH_CHECK(size > 0, op, ": expected block_size to be positive, got ", shape_name(block_size));
+    STD_TORCH_CHECK(x.dim() >= 1, op, ": expected ", name, " to have at least 1 dimension, got 0");
+    STD_TORCH_CHECK(block_size.size() == 1 || x.dim() == 2, op, ": expected ", name,
+                    " to have 2 dimensions for a block_size of 2 elements, got shape ", shape_name(x.sizes()));
+    if (block_size.size() == 2) rows = block_size[0];
+    cols = block_size.back();
+  }
+
+  // The shape of one value for each block of a tensor of these sizes.
+  std::vector<int64_t> grid(std::vector<int64_t> sizes) const {
+    if (rows > 1) sizes[0] = (sizes[0] + rows - 1) / rows;
+    sizes.back() = (sizes.back() + cols - 1) / cols;
+    return sizes;
+  }
+};
+
 // Rows a thread must have to be worth waking: about 32 Ki elements.
 inline int64_t grain_of(int64_t elements_per_row) {
   return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements_per_row));
