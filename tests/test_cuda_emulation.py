@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ SCHEDULES = [(False, 1), (True, 2)]  # (cp.async lands only when waited for, ord
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    return emu.build()
+    return emu.load()
 
 
 def philox_uniform(count: int, seed: int) -> torch.Tensor:
@@ -248,3 +251,17 @@ def test_int8_weight_only_linear(library, dtype: torch.dtype, k: int, group: int
     bound = torch.finfo(dtype).eps / 2 * want.abs() + 2.0**-22 * (x.double().abs() @ full.abs().T + bias.double().abs())
     error = (gout.tensor.double() - want).abs()
     assert bool((error <= bound).all()), f"worst {float((error / bound).max())} of the bound"
+
+
+def test_bindings_on_cpu_tensors() -> None:
+    """csrc/cuda/bind over the emulator: results and refusals as the references'. In a process of its own, because the
+    bindings take the place of the CPU operators."""
+    script = emu.HERE / "drive_bindings.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(emu.bindings())],
+        env={**os.environ, "PYTHONPATH": str(emu.ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("compared ")

@@ -6,7 +6,6 @@ import ctypes
 import hashlib
 import mmap
 import os
-import shutil
 import subprocess
 import traceback
 from collections.abc import Callable
@@ -74,25 +73,43 @@ class Guarded:
         self.tensor.copy_(data)
 
 
-def build() -> ctypes.CDLL:
-    """Compiles the emulated library once per content of the sources, under build/."""
+def _cached_library(name: str, arguments: list[str], inputs: list[Path]) -> Path:
+    """build/cuda_emulator/<name>-<content>.so, made by g++ when it is not there."""
+    digest = hashlib.sha256(" ".join(arguments).encode())
+    for path in inputs:
+        digest.update(path.read_bytes())
+    library = ROOT / "build" / "cuda_emulator" / f"{name}-{digest.hexdigest()[:16]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        partial = library.with_suffix(f".{os.getpid()}")
+        subprocess.run(["nice", "g++", "-shared", "-o", str(partial), *arguments], check=True)
+        partial.replace(library)
+    return library
+
+
+def kernels() -> Path:
+    """The kernels of csrc/cuda over the emulator, as a library of launchers."""
     sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), HERE / "entry.cpp"]
     headers = [*sorted((ROOT / "csrc/cuda").glob("*.*h")), ROOT / "csrc/launchers.h", HERE / "cuda_emulator.h"]
-    digest = hashlib.sha256("".join(FLAGS).encode())
-    for path in sources + headers:
-        digest.update(path.read_bytes())
-    folder = ROOT / "build" / "cuda_emulator"
-    library = folder / f"{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        compiler = shutil.which("g++")
-        if compiler is None:
-            raise FileNotFoundError("g++ is needed to build the CUDA emulator")
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = library.with_suffix(f".{os.getpid()}")
-        command = ["nice", compiler, *FLAGS, f"-I{HERE}", f"-I{ROOT}", "-shared", "-o", str(partial), "-x", "c++"]
-        subprocess.run([*command, *map(str, sources)], check=True)
-        partial.replace(library)
-    loaded = ctypes.CDLL(str(library))
+    arguments = [*FLAGS, f"-I{HERE}", f"-I{ROOT}", "-x", "c++", *map(str, sources)]
+    return _cached_library("kernels", arguments, sources + headers)
+
+
+def bindings() -> Path:
+    """csrc/cuda/bind for CPU tensors, linked to kernels()."""
+    torch_root = Path(torch.__file__).parent
+    sources = sorted((ROOT / "csrc/cuda/bind").glob("*.cpp"))
+    headers = [*(ROOT / "csrc").rglob("*.h"), HERE / "torch_on_cpu.h"]
+    stable = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_ONLY", "-DUSE_CUDA"]
+    arguments = ["-std=c++20", "-O1", "-fPIC", "-w", *stable, f"-isystem{torch_root / 'include'}"]
+    arguments += ["-include", str(HERE / "torch_on_cpu.h"), *map(str, sources), str(kernels())]
+    arguments += [f"-L{torch_root / 'lib'}", "-Wl,--no-as-needed", "-ltorch"]
+    return _cached_library("bindings", arguments, sources + headers)
+
+
+def load() -> ctypes.CDLL:
+    """The launchers of kernels() for ctypes."""
+    loaded = ctypes.CDLL(str(kernels()))
     for name in ("quantize_rowwise", "int8_matmul", "int8_matmul_tiled", "int8_weight_only_linear", "int8_row_sum"):
         getattr(loaded, f"emulated_{name}").restype = ctypes.c_char_p
     return loaded
