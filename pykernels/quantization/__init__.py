@@ -16,7 +16,7 @@ from .config import (
 # The configs come first: pykernels.nn needs them, and the modules below need pykernels.nn.
 from .api import quantize_  # isort: skip
 from .calibrate import CalibrationResult, InputStatistics, calibrate  # isort: skip
-from .checkpoint import CheckpointReport, Selection, quantize_checkpoint, quantize_folder  # isort: skip
+from .convert import CheckpointReport, Selection, quantize_checkpoint, quantize_folder  # isort: skip
 from .container import CheckpointError  # isort: skip
 from .load import load_checkpoint_  # isort: skip
 from .report import QuantizationReport  # isort: skip

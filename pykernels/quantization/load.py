@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..nn._int8_module import Int8Module, describe
-from .checkpoint import scale_name
 from .container import CheckpointError, read_container
+from .convert import scale_name
 
 _SHOWN = 10
 

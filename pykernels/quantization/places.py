@@ -88,7 +88,7 @@ def _unfit_reason(module: Any, config: QuantizationConfig, name: str) -> str | N
             return f"{type(config).__name__} converts linear layers only"
     elif not isinstance(module, nn.Linear):
         return "not a torch.nn.Linear"
-    elif isinstance(module, getattr(pnn, "Int8TrainingLinear", ())):
+    elif isinstance(module, pnn.Int8TrainingLinear):
         if isinstance(config, Int8TrainingConfig):
             return "already converted"
     elif type(module) is not nn.Linear:
