@@ -25,6 +25,7 @@ class Op:
 
     name: str
     reference: Callable[..., Any]
+    fake: Callable[..., Any]
     triton: bool = False
     composite: bool = False
 
@@ -49,7 +50,7 @@ _triton_default: torch.library.Library | None = None
 def define(
     schema: str,
     reference: Callable[..., Any],
-    fake: Callable[..., Any] | None,
+    fake: Callable[..., Any],
     *,
     triton: bool = True,
     composite: bool = False,
@@ -63,9 +64,8 @@ def define(
     LIB.define(schema, tags=tags)
     name = schema.split("(")[0]
     LIB.impl(name, reference, "CompositeExplicitAutograd")
-    if fake is not None:
-        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIB)
-    op = Op(name, reference, triton and not composite, composite)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIB)
+    op = Op(name, reference, fake, triton and not composite, composite)
     OPS[name] = op
     return op
 
@@ -77,6 +77,7 @@ def triton_launcher(name: str) -> Callable[..., Any]:
 
 def _lazy_triton(name: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
+        OPS[name].fake(*args, **kwargs)  # for its checks; the output it allocates is freed before ours is taken
         return triton_launcher(name)(*args, **kwargs)
 
     return call

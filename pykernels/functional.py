@@ -61,12 +61,13 @@ def quantize_asymmetric(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 
 def dequantize_rowwise(q: torch.Tensor, scale: torch.Tensor, out_dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """codes [..., K] * scale [...] -> [..., K] in out_dtype."""
-    return _ops.dequantize.default(q, scale.unsqueeze(-1), [max(q.shape[-1], 1)], None, out_dtype)
+    return _ops.dequantize.default(q, _per_row(q, scale), [max(q.shape[-1], 1)], None, out_dtype)
 
 
 def dequantize_colwise(q: torch.Tensor, scale: torch.Tensor, out_dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """codes [M, K] * scale [K] -> [M, K] in out_dtype."""
-    return _ops.dequantize.default(q, scale.unsqueeze(0), [max(q.shape[0], 1), 1], None, out_dtype)
+    grid = scale.unsqueeze(0) if q.shape[0] else scale.unsqueeze(0)[:0]
+    return _ops.dequantize.default(q, grid, [max(q.shape[0], 1), 1], None, out_dtype)
 
 
 def dequantize_blockwise(
@@ -81,7 +82,7 @@ def dequantize_asymmetric(
 ) -> torch.Tensor:
     """(codes [..., K] - zero_point [...]) * scale [...] -> [..., K] in out_dtype."""
     block = [max(q.shape[-1], 1)]
-    return _ops.dequantize.default(q, scale.unsqueeze(-1), block, zero_point.unsqueeze(-1), out_dtype)
+    return _ops.dequantize.default(q, _per_row(q, scale), block, _per_row(q, zero_point), out_dtype)
 
 
 def int8_matmul(
@@ -167,6 +168,11 @@ def int8_linear_outliers(
         raise ValueError(f"int8_linear_outliers: expected mode to be one of {', '.join(MODES)}, got {mode!r}")
     weight, scale = qweight
     return _ops.int8_linear_outliers.default(x, weight, scale, bias, threshold, MODES[mode], columns, weight_fp)
+
+
+def _per_row(q: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """[...] -> [..., 1], the block grid of one block for each row; without columns there is no block."""
+    return values.unsqueeze(-1) if q.shape[-1] else values.unsqueeze(-1)[..., :0]
 
 
 def _blocks(block_size: int | tuple[int, int]) -> list[int]:
