@@ -53,10 +53,8 @@ def truth(x, weight, bias, grad, cfg, seed=7):
     """The same roundings, multiplied in float64: an INT8 product may differ from it by the output's rounding alone."""
     flat, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     sr = {"stochastic": cfg.stochastic_rounding, "seed": seed}
-    g_row, g_column = rows(g, **sr), columns(g, **sr)
-    if cfg.grad_input and cfg.grad_weight:
-        q, scale, q_t, column_scale = F.quantize_both(g, **sr)
-        g_row, g_column = q.double() * scale.double()[:, None], q_t.t().double() * column_scale.double()
+    row, row_scale, column, column_scale = F.quantize_both(g, **sr)
+    g_row, g_column = row.double() * row_scale.double()[:, None], column.T.double() * column_scale.double()
     y = rows(flat) @ rows(weight).T if cfg.output else flat.double() @ weight.double().T
     grad_x = g_row @ columns(weight) if cfg.grad_input else g.double() @ weight.double()
     grad_weight = g_column.T @ columns(flat) if cfg.grad_weight else g.double().T @ flat.double()
