@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,10 +111,8 @@ def tuned(
     config = _read(path).get(disk_key)
     if config not in configs:  # also when the list has changed since the file was written
         config = _fastest(op, configs, launch)
-        try:
+        with suppress(OSError):  # a read-only home costs a measurement per process, nothing else
             _write(path, disk_key, config)
-        except OSError:  # a read-only home costs a measurement per process, nothing else
-            pass
     _tuned[memory_key] = config
     return config
 
@@ -136,6 +134,8 @@ def _fastest(op: str, configs: list[Config], launch: Callable[[Config], object])
 # Device code below. Kernels that round are launched with enable_fp_fusion=False: a fused multiply-add would round
 # x * inverse + u once instead of twice and move a code by one.
 
+# Triton's interpreter truncates to bfloat16, and multiplies bfloat16 matrices as raw integers.
+INTERPRETED = tl.constexpr(interpreted())
 MIN_ABSMAX = tl.constexpr(127 * 2.0**-126)
 NAN_BITS = tl.constexpr(0x7FC00000)  # a NaN differs from itself, so Triton refuses it as a constant
 INF_BITS = tl.constexpr(0x7F800000)
@@ -261,6 +261,16 @@ def activate(v, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def narrow(v, dtype: tl.constexpr):
+    """float32 to the output's type, to nearest even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = v.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        v = tl.where(v == v, rounded, NAN_BITS).to(tl.float32, bitcast=True)
+    return v.to(dtype)
+
+
+@triton.jit
 def finish(v, rows, cols, M, N, bias_ptr, residual_ptr, residual_stride, out_ptr, out_stride, ACTIVATION: tl.constexpr):
     """out[rows, cols] = activation(v + bias) + residual; rows is int64, out is row-major with a row stride."""
     mask = (rows < M)[:, None] & (cols < N)[None, :]
@@ -271,7 +281,7 @@ def finish(v, rows, cols, M, N, bias_ptr, residual_ptr, residual_stride, out_ptr
         v += tl.load(residual_ptr + rows[:, None] * residual_stride + cols[None, :], mask=mask, other=0.0).to(
             tl.float32
         )
-    tl.store(out_ptr + rows[:, None] * out_stride + cols[None, :], v.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + rows[:, None] * out_stride + cols[None, :], narrow(v, out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -295,7 +305,7 @@ def int8_epilogue(
     out_stride,
     ACTIVATION: tl.constexpr,
 ):
-    """From int32 accumulators to the output; a float32 v = (acc - zero_point * b_sum) * a_scale * b_scale on the way."""
+    """From int32 accumulators to the output: (acc - zero_point * b_sum) * a_scale * b_scale in float32, then finish."""
     if out_ptr.dtype.element_ty == tl.int32:
         mask = (rows < M)[:, None] & (cols < N)[None, :]
         tl.store(out_ptr + rows[:, None] * out_stride + cols[None, :], acc, mask=mask)

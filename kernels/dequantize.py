@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import FLOATS, as_rows, refuse
+from ._common import FLOATS, as_rows, narrow, refuse
 
 BLOCK_M, BLOCK_K = 8, 512
 
@@ -35,7 +35,7 @@ def _dequantize(
     if zero_point_ptr is not None:
         q -= tl.load(zero_point_ptr + block, mask=mask, other=0)
     v = q.to(tl.float32) * tl.load(scale_ptr + block, mask=mask, other=0.0)
-    tl.store(out_ptr + rows[:, None] * K + cols[None, :], v.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + rows[:, None] * K + cols[None, :], narrow(v, out_ptr.dtype.element_ty), mask=mask)
 
 
 def dequantize(

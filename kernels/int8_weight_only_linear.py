@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import FLOATS, INF_BITS, Config, abs_bits, bucket, check_float, finish, interpreted, refuse, tuned
+from ._common import FLOATS, INF_BITS, INTERPRETED, Config, abs_bits, bucket, check_float, finish, refuse, tuned
 
 
 def _config(m: int, n: int, k: int, warps: int, stages: int) -> Config:
@@ -45,12 +45,12 @@ def _to_float32(w):
 
 
 @triton.jit
-def _product(w, x, acc, INTERPRETED: tl.constexpr):
+def _product(w, x, acc):
     """acc + w x^T with w int8 and x of any float type, on the tensor cores.
 
     A float32 is the sum of three bfloat16, and an int8 is one bfloat16: three exact products instead of float32 ones.
     """
-    if INTERPRETED and x.dtype != tl.float32:  # the interpreter multiplies bfloat16 as raw integers
+    if INTERPRETED and x.dtype != tl.float32:
         return tl.dot(w.to(tl.float32), x.to(tl.float32).T, acc)
     elif x.dtype == tl.float32:
         for _ in tl.static_range(3):
@@ -84,7 +84,6 @@ def _weight_only(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    INTERPRETED: tl.constexpr,
 ):
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     band = tl.program_id(0) // (8 * tiles_n)
@@ -110,9 +109,9 @@ def _weight_only(
             w = tl.load(w_rows + (k0 + k)[None, :], mask=inside, other=0)
         if GROUPED:
             scale = tl.load(scale_ptr + cols.to(tl.int64) * groups + group, mask=cols < N, other=0.0)
-            acc += _product(w, x, tl.zeros((BLOCK_N, BLOCK_M), tl.float32), INTERPRETED) * scale[:, None]
+            acc += _product(w, x, tl.zeros((BLOCK_N, BLOCK_M), tl.float32)) * scale[:, None]
         else:
-            acc = _product(w, x, acc, INTERPRETED)
+            acc = _product(w, x, acc)
     if not GROUPED:
         acc *= tl.load(scale_ptr + cols, mask=cols < N, other=0.0)[:, None]
     finish(tl.trans(acc), rows, cols, M, N, bias_ptr, None, 0, out_ptr, N, ACTIVATION)
@@ -212,7 +211,6 @@ def int8_weight_only_linear(
             GROUPED=groups > 1,
             ACTIVATION=activation,
             EVEN_K=group % block_k == 0,
-            INTERPRETED=interpreted(),
             **{**config, "BLOCK_K": block_k},
         )
 

@@ -186,7 +186,8 @@ def _worker() -> None:
             )
 
     JITFunction.run = compile_instead
-    for label, architectures, config, launch in _calls():
+    for call in _calls():
+        label, architectures, config, launch = call
         with _common.force_config(config) if config else nullcontext():
             launch()
     print(json.dumps(reports))
