@@ -245,6 +245,12 @@ def test_both(shape, dtype):
         check(lambda seed=seed: OPS.quantize_both(x, seed is not None, seed or 0), want)
 
 
+def test_both_of_a_matrix_whose_transposed_copy_bypasses_the_caches():
+    x = make((2112, 2048), torch.bfloat16)
+    col, col_scale = reference_colwise(x)
+    check(lambda: OPS.quantize_both(x), (*reference_rowwise(x), np.ascontiguousarray(col.T), col_scale))
+
+
 @pytest.mark.parametrize("op", ["quantize_colwise", "quantize_both"])
 def test_matrix_views(op):
     wide, op = make((70, 200)), getattr(OPS, op)

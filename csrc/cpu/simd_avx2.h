@@ -101,6 +101,12 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<I*>(p), _mm256_permutevar8x32_epi32(packed, order));
   }
 
+  static void stream_line(int8_t* p, const int8_t* from) {
+    for (int b = 0; b < 64; b += 32)
+      _mm256_stream_si256(reinterpret_cast<I*>(p + b), _mm256_load_si256(reinterpret_cast<const I*>(from + b)));
+  }
+  static void fence() { _mm_sfence(); }
+
   static H zero16() { return _mm256_setzero_si256(); }
   static H abs16(const void* p) {
     return _mm256_and_si256(_mm256_loadu_si256(static_cast<const __m256i*>(p)), _mm256_set1_epi16(0x7fff));

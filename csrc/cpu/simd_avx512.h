@@ -83,6 +83,12 @@ struct Avx512 {
     _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, packed));
   }
 
+  // 64 aligned bytes past the caches; fence() orders such stores before what follows.
+  static void stream_line(int8_t* p, const int8_t* from) {
+    _mm512_stream_si512(reinterpret_cast<I*>(p), _mm512_load_si512(from));
+  }
+  static void fence() { _mm_sfence(); }
+
   static H zero16() { return _mm512_setzero_si512(); }
   static H abs16(const void* p) { return _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi16(0x7fff)); }
   static H max16(H a, H b) { return _mm512_max_epu16(a, b); }

@@ -91,6 +91,9 @@ struct Portable {
     for (int j = 0; j < 4; ++j) store_i8(p + j * kWidth, v[j]);
   }
 
+  static void stream_line(int8_t* p, const int8_t* from) { std::memcpy(p, from, 64); }
+  static void fence() {}
+
   static H zero16() { return H{}; }
   static H abs16(const void* p) {
     H v;
