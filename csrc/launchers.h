@@ -183,4 +183,29 @@ void int8_matmul_tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char*
                        int64_t end);
 }  // namespace cpu
 
+// int8_weight_only_linear: out[m, n] = epilogue(sum over k of x[m, k] * weight[n, k] * scale of n's group of k).
+// One scale for each row of weight goes through epilogue.b_scale, and group_scale is null.
+struct Int8WeightOnly {
+  const void* x = nullptr;
+  DType x_dtype = DType::f32;
+  int64_t x_stride = 0;
+  const int8_t* weight = nullptr;
+  int64_t weight_stride = 0;
+  const float* group_scale = nullptr;  // [N, groups], contiguous
+  int64_t groups = 1;
+  int64_t M = 0;
+  int64_t N = 0;
+  int64_t K = 0;
+  Epilogue epilogue;
+};
+
+namespace cpu {
+int64_t int8_weight_only_block_rows(int64_t K);
+Int8MatmulPlan plan_int8_weight_only(const Int8WeightOnly& args);
+void int8_weight_only_rows(const Int8WeightOnly& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin,
+                           int64_t end);
+void int8_weight_only_tiles(const Int8WeightOnly& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin,
+                            int64_t end);
+}  // namespace cpu
+
 }  // namespace pykernels

@@ -124,6 +124,5 @@ void tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, 
 }  // namespace
 
 const Int8MatmulKernels kInt8MatmulAvx2 = {plan, rows, tiles};
-const EpilogueFn<float> kFloatEpilogueAvx2 = epilogue<float>;
 
 }  // namespace pykernels::cpu

@@ -41,6 +41,6 @@ template <class Acc>
 using EpilogueFn = void (*)(const Epilogue& epilogue, const Acc* accumulator, int64_t stride, int64_t m0, int64_t rows,
                             int64_t n0, int64_t columns);
 extern const EpilogueFn<int32_t> kEpilogueAvx512;
-extern const EpilogueFn<float> kFloatEpiloguePortable, kFloatEpilogueAvx2, kFloatEpilogueAvx512;
+extern const EpilogueFn<float> kFloatEpilogueAvx512;
 
 }  // namespace pykernels::cpu

@@ -53,6 +53,5 @@ void tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, 
 }  // namespace
 
 const Int8MatmulKernels kInt8MatmulPortable = {plan, rows, tiles};
-const EpilogueFn<float> kFloatEpiloguePortable = epilogue<float>;
 
 }  // namespace pykernels::cpu

@@ -46,6 +46,8 @@ inline __attribute__((always_inline)) void accumulate(__m512i (&acc)[MR][NV], co
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) dot_broadcast<D>(acc[i][v], b[v], rows + i);
+    // Past the second-level cache, which the panel needs whole.
+    _mm_prefetch(rows + 256, _MM_HINT_NTA);
     panel += 64 * NV, rows += MR;
   }
 }

@@ -44,7 +44,7 @@ Tensor int8_linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& weig
   std::optional<Rows> kept_residual;
   if (residual) kept_residual.emplace(check_residual(kOp, *residual, sizes, &e));
 
-  Tensor out = empty_cpu(sizes, out_type);
+  Tensor out = empty_result(sizes, out_type);
   e.out = out.mutable_data_ptr();
   e.out_stride = args.N;
   run_int8_matmul(args);

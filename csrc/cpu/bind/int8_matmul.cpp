@@ -75,7 +75,7 @@ Tensor int8_matmul_cpu(const Tensor& a, const Tensor& b, const std::optional<Ten
     }
   }
 
-  Tensor out = empty_cpu({args.M, args.N}, out_type);
+  Tensor out = empty_result({args.M, args.N}, out_type);
   e.out = out.mutable_data_ptr();
   e.out_stride = args.N;
   run_int8_matmul(args);

@@ -4,6 +4,10 @@
 #include <atomic>
 #include <optional>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "../scratch.h"
 #include "checks.h"
 
@@ -25,41 +29,68 @@ void parallel_items(int64_t items, int64_t at_once, const F& f) {
   });
 }
 
+// Asks for huge pages under a large fresh tensor: touching it by 4 KiB pages costs more than writing it.
+inline void advise_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) & ~(kHuge - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(kHuge - 1);
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: failure is harmless
+#endif
+}
+
+// An uninitialised result. Only sizes that malloc maps afresh at every call are worth the hint.
+inline Tensor empty_result(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  constexpr int64_t kWorthAdvice = 4 << 20;
+  Tensor out = empty_cpu(sizes, dtype);
+  const int64_t bytes = out.numel() * static_cast<int64_t>(out.element_size());
+  if (bytes >= kWorthAdvice) advise_huge_pages(out.mutable_data_ptr(), bytes);
+  return out;
+}
+
 // Work below this many products of int8 is not worth waking a thread for.
 constexpr int64_t kSerialProducts = 1 << 18;
 // Quantising or copying fewer elements than this likewise.
 constexpr int64_t kSerialElements = 1 << 16;
 
-inline Int8Matmul block_of(const Int8Matmul& args, int64_t m0, int64_t rows) {
+// Both stages of a plan in one workspace; small ones stay on the calling thread.
+template <class Rows, class Tiles>
+void run_stages(const Int8MatmulPlan& plan, int64_t M, int64_t N, int64_t K, const Rows& rows, const Tiles& tiles) {
+  static thread_local Scratch scratch;
+  char* workspace = scratch.get(plan.workspace_bytes);
+  const int64_t at_once = M * K <= kSerialElements ? plan.row_items + 1 : 4;
+  parallel_items(plan.row_items, at_once, [&](int64_t begin, int64_t end) { rows(workspace, begin, end); });
+  const int64_t tiles_at_once = M * N * K <= kSerialProducts ? plan.tile_items + 1 : 1;
+  parallel_items(plan.tile_items, tiles_at_once, [&](int64_t begin, int64_t end) { tiles(workspace, begin, end); });
+}
+
+inline const void* offset_by(const void* p, DType dtype, int64_t index) {
   static constexpr int64_t kBytes[] = {4, 2, 2, 1, 4};
-  auto at = [](const void* p, DType dtype, int64_t index) {
-    return p == nullptr ? nullptr : static_cast<const char*>(p) + index * kBytes[static_cast<int>(dtype)];
-  };
-  Int8Matmul block = args;
-  Epilogue& e = block.epilogue;
-  block.M = rows;
-  block.a = at(args.a, args.a_dtype, m0 * args.a_stride);
+  return p == nullptr ? nullptr : static_cast<const char*>(p) + index * kBytes[static_cast<int>(dtype)];
+}
+
+inline Epilogue epilogue_from(const Epilogue& whole, int64_t m0) {
+  Epilogue e = whole;
   if (e.a_scale != nullptr) e.a_scale += m0 * e.a_scale_stride;
   if (e.a_zero_point != nullptr) e.a_zero_point += m0 * e.a_zero_point_stride;
-  e.residual = at(e.residual, e.residual_dtype, m0 * e.residual_stride);
-  e.out = const_cast<char*>(at(e.out, e.out_dtype, m0 * e.out_stride));
-  return block;
+  e.residual = offset_by(e.residual, e.residual_dtype, m0 * e.residual_stride);
+  e.out = const_cast<void*>(offset_by(e.out, e.out_dtype, m0 * e.out_stride));
+  return e;
 }
 
 inline void run_int8_matmul(const Int8Matmul& args) {
-  static thread_local Scratch scratch;
   if (args.M == 0 || args.N == 0) return;
   const int64_t at_most = int8_matmul_block_rows(args.K);
   for (int64_t m0 = 0; m0 < args.M; m0 += at_most) {
-    const Int8Matmul block = block_of(args, m0, std::min(at_most, args.M - m0));
+    Int8Matmul block = args;
+    block.M = std::min(at_most, args.M - m0);
+    block.a = offset_by(args.a, args.a_dtype, m0 * args.a_stride);
+    block.epilogue = epilogue_from(args.epilogue, m0);
     const Int8MatmulPlan plan = plan_int8_matmul(block);
-    char* workspace = scratch.get(plan.workspace_bytes);
-    const bool serial_rows = block.M * block.K <= kSerialElements;
-    parallel_items(plan.row_items, serial_rows ? plan.row_items + 1 : 4,
-                   [&](int64_t begin, int64_t end) { int8_matmul_rows(block, plan, workspace, begin, end); });
-    const bool serial_tiles = block.M * block.N * block.K <= kSerialProducts;
-    parallel_items(plan.tile_items, serial_tiles ? plan.tile_items : 1,
-                   [&](int64_t begin, int64_t end) { int8_matmul_tiles(block, plan, workspace, begin, end); });
+    run_stages(
+        plan, block.M, block.N, block.K,
+        [&](char* workspace, int64_t begin, int64_t end) { int8_matmul_rows(block, plan, workspace, begin, end); },
+        [&](char* workspace, int64_t begin, int64_t end) { int8_matmul_tiles(block, plan, workspace, begin, end); });
   }
 }
 

@@ -1,0 +1,15 @@
+#include <algorithm>
+#include <type_traits>
+
+#include "float_types.h"
+#include "int8_matmul_epilogue.h"
+#include "int8_weight_only_linear_kernels.h"
+#include "scratch.h"
+// Last, as in the AVX2 file.
+#include "int8_weight_only_linear_rows.h"
+
+namespace pykernels::cpu {
+
+const Int8WeightOnlyKernels kInt8WeightOnlyPortable = {weight_plan, weight_rows, weight_tiles};
+
+}  // namespace pykernels::cpu
