@@ -59,7 +59,7 @@ def test_measure_interleaves_and_rotates():
     assert all(len(samples.seconds) >= 3 for samples in found.values())
     for name in providers:
         indexes = [index for caller, index in calls if caller == name]
-        assert indexes == list(range(len(indexes))), "every call takes the next copy of the weights"
+        assert indexes == sorted(set(indexes)), "no call takes the copy of the weights that the last one left warm"
     turns = [name for (name, _), (after, _) in itertools.pairwise(calls) if name != after]
     assert len(turns) >= 6, "the providers take turns"
     calls.clear()

@@ -25,6 +25,7 @@ COLORS = {
     "pykernels": OURS,
     "pykernels float32": "#f06292",
 }
+HAS_COLD = ("int8_linear", "int8_weight_only_linear")
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -99,53 +100,48 @@ def _order(rows: Sequence[Row]) -> list[str]:
 
 
 def roofline(pyplot: Any, rows: list[Row]) -> Any:
-    """Our rows under the two roofs: read bandwidth and the int8 instruction."""
-    figure, axes = pyplot.subplots(figsize=(9, 5.6), layout="constrained", gridspec_kw={})
+    """Our rows under the two roofs: read bandwidth and the int8 instruction. Hollow: the machine was busy."""
+    figure, axes = pyplot.subplots(figsize=(9, 5.6), layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
-    peak, read = _ceiling(rows, "int8"), _ceiling(rows, "read")
-    points = [row for row in rows if row.measured and row.operations and row.bytes and row.cache == "cold"]
-    points += [
-        row
+    points = [
+        (row.operations / row.bytes, row)
         for row in rows
-        if row.measured and row.operations and row.bytes and row.op in ("int8_matmul", "int8_training_linear")
+        if row.measured and row.operations and row.bytes and (row.cache == "cold" or row.op not in HAS_COLD)
     ]
-    intensity = [row.operations / row.bytes for row in points if row.operations and row.bytes]
+    peak, read = _ceiling(rows, "int8"), _ceiling(rows, "read")
     if peak and read:
-        low, high = min([*intensity, 1.0]) / 2, max([*intensity, 1e3]) * 2
-        grid = [low * (high / low) ** (i / 200) for i in range(201)]
-        axes.plot(grid, [min(peak, read * x) * 1e-12 for x in grid], color="#222222", linewidth=1.6)
-        axes.axvline(peak / read, color="#bbbbbb", linewidth=0.8, linestyle=":")
         names = {row.variant: row.provider for row in rows if row.op == "ceiling"}
-        axes.text(
-            high, peak * 1.06e-12, f"{names['int8']}: {peak * 1e-12:.3g} TOPS", ha="right", va="bottom", fontsize=9
+        low, high = min([x for x, _ in points] + [1.0]) / 2, max([x for x, _ in points] + [1e3]) * 2
+        axes.plot([low, peak / read, high], [read * low * 1e-12, peak * 1e-12, peak * 1e-12], color="#222222")
+        peak_text, read_text = f"{names['int8']}: {peak * 1e-12:.3g} TOPS", f"{names['read']}: {read * 1e-9:.3g} GB/s"
+        axes.text(high, peak * 1.06e-12, peak_text, ha="right", va="bottom", fontsize=9)
+        axes.annotate(
+            read_text, (low * 3, read * low * 3e-12), (-8, 4), textcoords="offset points", ha="right", fontsize=9
         )
-        axes.text(low * 1.1, read * low * 1.5e-12, f"{names['read']}: {read * 1e-9:.3g} GB/s", fontsize=9, va="bottom")
-    markers = {"int8_linear": "o", "int8_matmul": "s", "int8_weight_only_linear": "^", "int8_training_linear": "D"}
-    colors = {
-        "int8_linear": OURS,
-        "int8_matmul": "#1565c0",
-        "int8_weight_only_linear": "#ef6c00",
-        "int8_training_linear": "#2e7d32",
+    looks = {
+        "int8_linear": ("o", OURS),
+        "int8_matmul": ("s", "#1565c0"),
+        "int8_weight_only_linear": ("^", "#ef6c00"),
+        "int8_training_linear": ("D", "#2e7d32"),
     }
-    for op in dict.fromkeys(row.op for row in points):
-        chosen = [row for row in points if row.op == op and row.operations and row.bytes]
-        axes.scatter(
-            [row.operations / row.bytes for row in chosen if row.operations and row.bytes],
-            [row.tops for row in chosen],
-            s=[14 + 9 * row.dims[1] / 1024 for row in chosen],
-            alpha=0.75,
-            marker=markers.get(op, "x"),
-            color=colors.get(op, "#455a64"),
-            label=op,
-            linewidths=0,
-        )
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="operations per byte that must move",
-        ylabel="TOPS",
-        title="pykernels on the roofline (weights cold; marker size grows with N)",
-    )
+    for op in dict.fromkeys(row.op for _, row in points):
+        marker, color = looks.get(op, ("x", "#455a64"))
+        for quiet in (1, 0):
+            chosen = [(x, row) for x, row in points if row.op == op and row.quiet == quiet]
+            axes.scatter(
+                [x for x, _ in chosen],
+                [row.tops for _, row in chosen],
+                s=[16 + 9 * row.dims[1] / 1024 for _, row in chosen],
+                marker=marker,
+                facecolors=color if quiet else "none",
+                edgecolors=color,
+                alpha=0.8,
+                linewidths=0.8,
+                label=op if quiet else None,
+            )
+    axes.set(xscale="log", yscale="log", xlabel="operations per byte that must move", ylabel="TOPS")
+    axes.set_title("pykernels on the roofline (larger markers: larger N; int8_linear and W8A16 with cold weights)")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(loc="lower right")
     return figure
 
@@ -162,36 +158,19 @@ def heatmaps(pyplot: Any, rows: list[Row]) -> Any:
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     norm = TwoSlopeNorm(1.0, 0.5, 3.0)
     for axes, cache in zip(panels[0], caches, strict=True):
-        cells = {
-            (ours.dims[0], ours.dims[1]): (ratio, peer.provider) for ours, peer, ratio in found if ours.cache == cache
-        }
+        cells = {ours.dims[:2]: (ours, peer, ratio) for ours, peer, ratio in found if ours.cache == cache}
         ms, ns = sorted({m for m, _ in cells}), sorted({n for _, n in cells})
-        grid = [[cells.get((m, n), (float("nan"), ""))[0] for n in ns] for m in ms]
+        grid = [[float("nan")] * len(ns) for _ in ms]
+        for (m, n), (ours, peer, ratio) in cells.items():
+            i, j = ms.index(m), ns.index(n)
+            quiet = ours.quiet and peer.quiet
+            grid[i][j] = ratio if quiet else float("nan")
+            dark = quiet and (ratio > 2.3 or ratio < 0.6)
+            name = f"vs {peer.provider}" if quiet else f"vs {peer.provider}, busy machine"
+            place = {"ha": "center", "va": "center", "color": "white" if dark else "#222222" if quiet else "#999999"}
+            axes.text(j, i, f"{ratio:.2f}x\n", fontsize=12, fontweight="bold" if quiet else "normal", **place)
+            axes.text(j, i, f"\n{name}", fontsize=7.5, **place)
         axes.imshow(grid, cmap="PiYG", norm=norm, aspect="auto")
-        for i, m in enumerate(ms):
-            for j, n in enumerate(ns):
-                if (m, n) in cells:
-                    ratio, peer = cells[m, n]
-                    dark = ratio > 2.3 or ratio < 0.6
-                    axes.text(
-                        j,
-                        i,
-                        f"{ratio:.2f}x\n",
-                        ha="center",
-                        va="center",
-                        fontsize=12,
-                        fontweight="bold",
-                        color="white" if dark else "#222222",
-                    )
-                    axes.text(
-                        j,
-                        i,
-                        f"\nvs {peer}",
-                        ha="center",
-                        va="center",
-                        fontsize=7.5,
-                        color="white" if dark else "#444444",
-                    )
         axes.set(
             xticks=range(len(ns)),
             xticklabels=ns,
@@ -214,7 +193,7 @@ def rates(pyplot: Any, rows: list[Row]) -> Any:
     chosen = [row for row in rows if row.measured and row.cache == "cold"]
     sizes = sorted({row.dims[1] for row in chosen})
     figure, panels = pyplot.subplots(
-        1, len(sizes), figsize=(4.4 * len(sizes) + 1.2, 5.4), squeeze=False, sharey=True, layout="constrained"
+        1, len(sizes), figsize=(3.8 * len(sizes) + 3.0, 5.6), squeeze=False, sharey=True, layout="constrained"
     )
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     for axes, size in zip(panels[0], sizes, strict=True):
@@ -237,9 +216,12 @@ def rates(pyplot: Any, rows: list[Row]) -> Any:
         ms = sorted({row.dims[0] for row in chosen})
         axes.set(xscale="log", yscale="log", xlabel="M", title=f"N = K = {size}", xticks=ms, xticklabels=ms)
         axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
     panels[0][0].set_ylabel("TOPS" + (" (dashed: the ceiling of the int8 instruction)" if peak else ""))
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside upper center", ncols=min(5, len(labels)), fontsize=9)
+    figure.legend(
+        handles[::-1], labels[::-1], loc="outside upper center", ncols=min(2 + len(sizes), len(labels)), fontsize=9
+    )
     return figure
 
 

@@ -22,7 +22,7 @@ def work(m: int, n: int, k: int) -> tuple[int, int]:
 
 
 def cells(quick: bool, cuda: bool) -> list[Cell]:
-    rows, sizes = ((1, 16, 256), (1024,)) if quick else (ROWS, SIZES[1:] if cuda else SIZES)
+    rows, sizes = ((1, 64), (1024,)) if quick else (ROWS, SIZES[1:] if cuda else SIZES)
     found = []
     for size in sizes:
         for m in rows:

@@ -23,7 +23,7 @@ def work(m: int, n: int, k: int) -> tuple[int, int]:
 
 
 def cells(quick: bool, cuda: bool) -> list[Cell]:
-    rows, sizes = ((1, 16), (1024,)) if quick else ((1, 16, 64, 512), (2048, 4096))
+    rows, sizes = ((1,), (1024,)) if quick else ((1, 16, 64, 512), (2048, 4096))
     return [
         Cell(
             OP,
