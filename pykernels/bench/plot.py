@@ -126,6 +126,7 @@ def roofline(pyplot: Any, rows: list[Row]) -> Any:
     }
     for op in dict.fromkeys(row.op for _, row in points):
         marker, color = looks.get(op, ("x", "#455a64"))
+        axes.scatter([], [], s=45, marker=marker, color=color, label=op)
         for quiet in (1, 0):
             chosen = [(x, row) for x, row in points if row.op == op and row.quiet == quiet]
             axes.scatter(
@@ -137,7 +138,6 @@ def roofline(pyplot: Any, rows: list[Row]) -> Any:
                 edgecolors=color,
                 alpha=0.8,
                 linewidths=0.8,
-                label=op if quiet else None,
             )
     axes.set(xscale="log", yscale="log", xlabel="operations per byte that must move", ylabel="TOPS")
     axes.set_title("pykernels on the roofline (larger markers: larger N; int8_linear and W8A16 with cold weights)")
@@ -243,9 +243,7 @@ def percents(pyplot: Any, rows: list[Row]) -> Any:
             axes.bar_label(bars, fmt="%.0f", fontsize=9, fontweight="bold", color=_color(provider))
     same = len({group[0] for group in groups}) == 1
     labels = [
-        f"{shape.replace('x', ' × ')}"
-        if same and variant == "forward"
-        else f"{op}\n{shape.replace('x', ' × ')}\n{variant}"
+        f"{_times(shape)}" if same and variant == "forward" else f"{op}\n{_times(shape)}\n{variant}"
         for op, variant, shape in groups
     ]
     ceiling = {"int8": "the int8 instruction's rate", "copy": "the copy bandwidth", "read": "the read bandwidth"}
@@ -259,34 +257,41 @@ def percents(pyplot: Any, rows: list[Row]) -> Any:
 
 
 def training(pyplot: Any, rows: list[Row]) -> Any:
-    """Time of a forward and backward, and the bytes kept between them."""
+    """Time of a forward and backward, and the bytes kept between them, each against bfloat16."""
     shapes = list(dict.fromkeys(row.shape for row in rows))
     providers = _order(rows)
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
-    width = 0.8 / len(providers)
-    values: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
-        ("milliseconds, forward and backward", lambda row: row.p50_us and row.p50_us * 1e-3),
-        ("MB saved for backward beside the weight", lambda row: row.saved_bytes and row.saved_bytes * 1e-6),
+    width = 0.84 / len(providers)
+    values: tuple[tuple[str, str, Callable[[Row], float | None]], ...] = (
+        ("time, forward and backward", "{:.3g} ms", lambda row: row.p50_us and row.p50_us * 1e-3),
+        (
+            "bytes saved for backward beside the weight",
+            "{:.3g} MB",
+            lambda row: row.saved_bytes and row.saved_bytes * 1e-6,
+        ),
     )
-    for axes, (label, value) in zip(panels, values, strict=True):
+    for axes, (title, text, value) in zip(panels, values, strict=True):
+        base = {row.shape: value(row) for row in rows if row.provider == "torch bfloat16"}
         for index, provider in enumerate(providers):
             found = {row.shape: value(row) for row in rows if row.provider == provider}
-            places = [
-                i + (index - (len(providers) - 1) / 2) * width for i, shape in enumerate(shapes) if found.get(shape)
-            ]
-            bars = axes.bar(
-                places,
-                [found[shape] for shape in shapes if found.get(shape)],
-                width * 0.92,
-                color=_color(provider),
-                label=provider,
-            )
-            axes.bar_label(bars, fmt="%.3g", fontsize=8)
-        axes.set(xticks=range(len(shapes)), xticklabels=[s.replace("x", " × ") for s in shapes], ylabel=label)
+            places, heights, labels = [], [], []
+            for i, shape in enumerate(shapes):
+                mine, other = found.get(shape), base.get(shape)
+                if mine and other:
+                    places.append(i + (index - (len(providers) - 1) / 2) * width)
+                    heights.append(mine / other)
+                    labels.append(text.format(mine))
+            bars = axes.bar(places, heights, width * 0.92, color=_color(provider), label=provider)
+            axes.bar_label(bars, labels, fontsize=8)
+        axes.axhline(1, color="#222222", linestyle="--", linewidth=1)
+        axes.set(xticks=range(len(shapes)), xticklabels=[_times(s) for s in shapes], ylabel="times torch bfloat16's")
+        axes.set_title(title)
         axes.grid(False, axis="x")
-    panels[0].set_yscale("log")
-    panels[1].set_yscale("log")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=9)
     return figure
+
+
+def _times(shape: str) -> str:
+    return shape.replace("x", " × ")
