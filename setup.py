@@ -179,6 +179,7 @@ class NinjaBuild(build_ext):
 
             host_name = "_host" + sysconfig.get_config_var("EXT_SUFFIX")
             info = [
+                f'-DPYKERNELS_CXXFLAGS=\\"{",".join(CXXFLAGS)}\\"',
                 f'-DPYKERNELS_TORCH=\\"{torch.__version__}\\"',
                 f'-DPYKERNELS_CUDA_ARCHS=\\"{archs.replace(" ", ",")}\\"',
             ]
