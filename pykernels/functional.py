@@ -8,6 +8,7 @@ import torch
 
 from .ops._enums import activation_code
 from .ops.int8_linear_outliers import MODES
+from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
 from .ops.int8_training import int8_training_linear as int8_training_linear
 
 _ops = torch.ops.pykernels

@@ -18,6 +18,9 @@ SWITCHES = list(itertools.product((True, False), repeat=3))
 SHAPES = [((1,), 16, 32), ((5, 7), 33, 65), ((2, 3, 4), 17, 130), ((96,), 128, 192)]
 
 
+CONFIG = pykernels.Int8TrainingConfig()
+
+
 def config(output=True, grad_input=True, grad_weight=True, stochastic=True):
     return pykernels.Int8TrainingConfig(output, grad_input, grad_weight, stochastic)
 
@@ -31,7 +34,7 @@ def problem(lead, n, k, dtype=torch.float32, seed=0):
     return [t.to(dtype) for t in (x, weight / k**0.5, bias, grad)]
 
 
-def run(x, weight, bias, grad, cfg=None, seed=7):
+def run(x, weight, bias, grad, cfg=CONFIG, seed=7):
     """y and the gradients of x, weight and bias."""
     leaves = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
     y = F.int8_training_linear(*leaves, cfg, seed)
@@ -220,18 +223,18 @@ def test_nothing_is_saved_or_drawn_without_grad():
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
-@pytest.mark.parametrize("cfg", [None, config(False, False, False)])
+@pytest.mark.parametrize("cfg", [CONFIG, config(False, False, False)])
 def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_parameters(cfg, dtype):
     x, weight, bias, grad = problem((12,), 24, 40)
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
     with torch.autocast("cpu", dtype):
         y = F.int8_training_linear(*leaves, cfg, 7)
     y.backward(grad.to(dtype))
-    want = truth(x.to(dtype), weight, bias, grad.to(dtype), cfg or config())
+    want = truth(x.to(dtype), weight, bias, grad.to(dtype), cfg)
     assert y.dtype == dtype and [t.grad.dtype for t in leaves] == [torch.float32] * 3
     for got, expected in zip([y, *(t.grad for t in leaves)], want, strict=True):
         # Float products round the weight, the bias and the result to the autocast dtype; INT8 products only the result.
-        tolerance = torch.finfo(dtype).eps * (1 if cfg is None else 2)
+        tolerance = torch.finfo(dtype).eps * (1 if cfg is CONFIG else 2)
         assert (got.double() - expected).norm() < tolerance * expected.norm()
 
 

@@ -10,7 +10,8 @@ with 4-bit Matrix Multiplications at Standard Formats", 2023; torchao trains wit
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .. import _library
 from . import int8_matmul, quantize_colwise, quantize_rowwise  # noqa: F401 the operators this one is made of
 from ._checks import MAX_K, check, check_device, check_dim, check_float_input
-
-if TYPE_CHECKING:
-    from ..quantization.config import Int8TrainingConfig
 
 NAME = "int8_training_linear"
 BACKWARD = f"{NAME}_backward"
@@ -35,6 +33,22 @@ BACKWARD_SCHEMA = (
 )
 PIECE = MAX_K // 64 * 64  # of a contraction too long for int32; pieces stay aligned
 _ops = torch.ops.pykernels
+
+
+@dataclass(frozen=True)
+class Int8TrainingConfig:
+    """INT8 training of a float weight: which of a linear layer's three products run in INT8.
+
+    Args:
+        output: the forward product. grad_input, grad_weight: the two of backward.
+        stochastic_rounding: round the gradient stochastically, so that its error has zero mean.
+    """
+
+    output: bool = True
+    grad_input: bool = True
+    grad_weight: bool = True
+    stochastic_rounding: bool = True
+
 
 # Activation -> (version, dtype, columns, scale), so that the query, key and value layers keep one copy of their input.
 _columns_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -216,7 +230,7 @@ def int8_training_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    config: Int8TrainingConfig | None = None,
+    config: Int8TrainingConfig = Int8TrainingConfig(),
     seed: int | None = None,
 ) -> Tensor:
     """Linear layer for training whose products run in INT8 where ``config`` says so.
@@ -226,7 +240,7 @@ def int8_training_linear(
     Under autocast x is cast as torch.nn.functional.linear casts it; the weight is quantised from its own precision.
 
     config: which of the output, the gradient of x and the gradient of weight are INT8 products. The others run in x's
-    dtype. None means all three, with the gradient rounded stochastically.
+    dtype.
     seed: of the stochastic rounding. None draws one from torch's CPU generator at each call that needs it, so
     torch.manual_seed fixes a run, activation checkpointing repeats it and the device is never waited for. The rounding
     depends on the seed and the element's index alone, never on the number of threads.
@@ -246,20 +260,16 @@ def int8_training_linear(
     derivative.
     """
     check_arguments(x, weight, bias)
-    output, grad_input, grad_weight, stochastic = (
-        (True, True, True, True)
-        if config is None
-        else (config.output, config.grad_input, config.grad_weight, config.stochastic_rounding)
-    )
     source = x
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     needs_x, needs_weight = (torch.is_grad_enabled() and t.requires_grad for t in (x, weight))
 
-    x_row, x_row_scale, x_column, x_column_scale = _quantize_activation(source, x, output, grad_weight and needs_weight)
+    columns = config.grad_weight and needs_weight
+    x_row, x_row_scale, x_column, x_column_scale = _quantize_activation(source, x, config.output, columns)
     number = None
-    if stochastic and ((grad_weight and needs_weight) or (grad_input and needs_x)):
+    if config.stochastic_rounding and (columns or (config.grad_input and needs_x)):
         number = torch.randint(2**63 - 1, (), device="cpu") if seed is None else torch.tensor(seed, device="cpu")
     return _ops.int8_training_linear.default(
-        x, weight, bias, x_row, x_row_scale, x_column, x_column_scale, number, grad_input
+        x, weight, bias, x_row, x_row_scale, x_column, x_column_scale, number, config.grad_input
     )

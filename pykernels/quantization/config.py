@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..functional import Int8TrainingConfig as Int8TrainingConfig
+
 if TYPE_CHECKING:
     from .calibrate import CalibrationResult
 
@@ -57,21 +59,6 @@ class Int8OutlierConfig:
     def __post_init__(self) -> None:
         if not self.threshold > 0:
             raise ValueError(f"threshold: got {self.threshold!r}, accepts a positive number.")
-
-
-@dataclass(frozen=True)
-class Int8TrainingConfig:
-    """INT8 training of a float weight: which of the three products run in INT8.
-
-    Args:
-        output: the forward product. grad_input, grad_weight: the two of backward.
-        stochastic_rounding: round stochastically when quantising, so that the error has zero mean.
-    """
-
-    output: bool = True
-    grad_input: bool = True
-    grad_weight: bool = True
-    stochastic_rounding: bool = True
 
 
 @dataclass(frozen=True)
