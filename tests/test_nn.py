@@ -63,7 +63,7 @@ def test_linear_is_a_drop_in(kind: str, bias: bool, dtype: torch.dtype) -> None:
     assert list(layer.parameters()) == []
     assert layer.weight.dtype == torch.int8 and layer.scale.dtype == torch.float32
     x = sample().to(dtype)
-    y, expected = layer(x), linear(x)
+    y, expected = layer(input=x), linear(input=x)
     assert y.shape == expected.shape and y.dtype == dtype
     # Every code is at most half a step off, so elementwise: |dy| <= dx * sum|w| + dw * (sum|x| + K dx).
     rows = {"weight_only": 0.0, "grouped": 0.0, "static": 50.0}.get(kind, x.float().abs().amax(-1, keepdim=True))
@@ -386,3 +386,16 @@ class TestRefusals:
             pykernels.Int8WeightOnlyConfig(group_size=0)
         with pytest.raises(ValueError, match="threshold: got 0"):
             pykernels.Int8OutlierConfig(threshold=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_moves_to_cuda_and_back(kind: str) -> None:
+    layer = make(kind, dtype=torch.float16)[1]
+    x = sample().half()
+    expected = layer(x)
+    moved = copy.deepcopy(layer).cuda()
+    assert {value.device.type for value in moved.state_dict().values()} == {"cuda"}
+    torch.testing.assert_close(moved(x.cuda()).cpu(), expected, rtol=2e-3, atol=2e-3)
+    back = moved.cpu()
+    assert all(torch.equal(value, layer.state_dict()[name]) for name, value in back.state_dict().items())

@@ -15,6 +15,7 @@ from pykernels import (
     Int8DynamicConfig,
     Int8OutlierConfig,
     Int8StaticConfig,
+    Int8TrainingConfig,
     Int8WeightOnlyConfig,
     quantize_,
 )
@@ -94,6 +95,20 @@ def test_filter_decides_alone() -> None:
     assert [row.name for row in report.converted] == ["lm_head"]
     assert {row.reason for row in report.skipped} == {"filter_fn did not select it"}
     assert type(model.up) is nn.Linear
+
+
+def test_training_config_keeps_the_parameters() -> None:
+    model = Tiny()
+    weight = model.up.weight
+    report = quantize_(model, Int8TrainingConfig())
+    assert [row.after for row in report.converted] == ["Int8TrainingLinear"] * 2
+    assert model.up.weight is weight and type(model.lm_head) is nn.Linear
+    model(TOKENS).square().mean().backward()
+    assert weight.grad is not None
+    again = quantize_(model, Int8TrainingConfig())
+    assert not again.converted and {row.reason for row in again.skipped} > {"already converted"}
+    quantize_(model, Int8DynamicConfig())  # after training, for inference
+    assert type(model.up) is Int8Linear
 
 
 class TestTiedWeights:

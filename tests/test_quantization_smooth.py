@@ -150,6 +150,8 @@ class Block(nn.Module):
         hidden = self.norm(x)
         if self.kind == "slice":
             return self.down(self.up(hidden).relu()) + hidden[..., :1]
+        if self.kind == "keyword":
+            return self.down(input=nn.functional.gelu(self.up(input=hidden)))
         if self.kind == "shape":
             return self.down(self.up(hidden).relu()) * hidden.shape[-1]
         if self.kind == "twice":
@@ -177,6 +179,7 @@ X = [torch.randn(8, 16, generator=torch.Generator().manual_seed(i)) for i in ran
     ("kind", "folded", "words"),
     [
         ("gelu", {"norm": ("up",)}, "not channel by channel"),
+        ("keyword", {"norm": ("up",)}, "not channel by channel"),
         ("shape", {"norm": ("up",), "up": ("down",)}, ""),  # reading the shape reads no values; ReLU passes factors
         ("slice", {"up": ("down",)}, "the output of norm is also read by other than linear layers"),
         ("twice", {}, "comes from no norm"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class CastLinear(nn.Linear):
     """``nn.Linear`` whose parameters are bfloat16 or float16, in a model whose activations may be of another dtype.
 
-    x [..., in_features] of any float dtype is cast to the weight's dtype, and the output back to that of x.
+    The input [..., in_features] of any float dtype is cast to the weight's, and the output back to the input's.
     """
 
     @classmethod
@@ -25,5 +25,5 @@ class CastLinear(nn.Linear):
             setattr(cast, key, nn.Parameter(value, requires_grad=parameter.requires_grad))
         return cast.train(linear.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype)).to(input.dtype)

@@ -72,8 +72,8 @@ class Int8Embedding(Int8Module):
         embedding = nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=self.padding_idx)
         return embedding.train(self.training)
 
-    def forward(self, indices: Tensor) -> Tensor:
-        return F.dequantize_rowwise(self.weight[indices], self.scale[indices], out_dtype=self.dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.dequantize_rowwise(self.weight[input], self.scale[input], out_dtype=self.dtype)
 
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"

@@ -15,8 +15,8 @@ from ._int8_module import Int8Module, check_float_linear
 class Int8Linear(Int8Module):
     """Drop-in for ``nn.Linear``: ``y = x @ (weight * scale).T + bias``, with an INT8 product (W8A8).
 
-    Each row of ``x`` is quantised with its own scale. A static layer (``static=True``) uses the calibrated
-    ``input_scale`` instead. Every tensor is a buffer, so the layer is frozen: gradients flow to ``x``, and to
+    Each row of the input is quantised with its own scale. A static layer (``static=True``) uses the calibrated
+    ``input_scale`` instead. Every tensor is a buffer, so the layer is frozen: gradients flow to the input, and to
     ``bias`` after ``layer.bias.requires_grad_()``; backward saves what ``functional.int8_linear`` saves.
 
     Buffers:
@@ -25,7 +25,7 @@ class Int8Linear(Int8Module):
         bias: [out_features] in the layer's float dtype, or None.
         input_scale: float32 scalar, only when static.
 
-    Shapes: x float32, bfloat16 or float16 [..., in_features] -> [..., out_features] in the dtype of x.
+    Shapes: input float32, bfloat16 or float16 [..., in_features] -> [..., out_features] in the input's dtype.
 
     ``from_float`` picks the subclass that the config asks for.
     """
@@ -104,8 +104,8 @@ class Int8Linear(Int8Module):
             linear.bias = nn.Parameter(self.bias.detach().to(dtype, copy=True))
         return linear.train(self.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.int8_linear(x, (self.weight, self.scale), self.bias, x_scale=self.input_scale)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.int8_linear(input, (self.weight, self.scale), self.bias, x_scale=self.input_scale)
 
     def extra_repr(self) -> str:
         mode = "static" if self.input_scale is not None else self.mode

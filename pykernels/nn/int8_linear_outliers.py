@@ -87,12 +87,12 @@ class Int8OutlierLinear(Int8Linear):
             return weight
         return weight.index_copy(1, self.outlier_columns, self.outlier_weight.to(dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         qweight = (self.weight, self.scale)
         if self.outlier_columns is not None and self.outlier_columns.numel() == 0:
-            return F.int8_linear(x, qweight, self.bias)
+            return F.int8_linear(input, qweight, self.bias)
         return F.int8_linear_outliers(
-            x, qweight, self.outlier_weight, self.threshold, columns=self.outlier_columns, bias=self.bias
+            input, qweight, self.outlier_weight, self.threshold, columns=self.outlier_columns, bias=self.bias
         )
 
     def extra_repr(self) -> str:

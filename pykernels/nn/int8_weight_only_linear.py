@@ -62,8 +62,8 @@ class Int8WeightOnlyLinear(Int8Linear):
             return super().dequantized_weight(dtype)
         return F.dequantize_blockwise(self.weight, self.scale, self.group_size, out_dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.int8_weight_only_linear(x, (self.weight, self.scale), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.int8_weight_only_linear(input, (self.weight, self.scale), self.bias)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.group_size is None else f", group_size={self.group_size}")

@@ -85,7 +85,9 @@ def calibrate(
     }
     if not watches:
         raise ValueError("model: got no torch.nn.Linear to observe (or filter_fn selects none), accepts at least one.")
-    handles = [model.get_submodule(name).register_forward_pre_hook(watch) for name, watch in watches.items()]
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(watch, with_kwargs=True) for name, watch in watches.items()
+    ]
     count = 0
     with evaluating(model, handles):
         for batch in track(batches, "Calibrating", progress):
@@ -105,8 +107,9 @@ class _Watch:
         self._column_absmax: Tensor | None = None
         self.rows = 0
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0].detach().reshape(-1, args[0].shape[-1])
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = (args[0] if args else kwargs["input"]).detach()
+        x = x.reshape(-1, x.shape[-1])
         if x.numel() == 0:
             return
         columns = x.abs().amax(0).float()

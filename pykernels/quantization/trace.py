@@ -57,8 +57,8 @@ def trace(model: nn.Module, batch: Any) -> Trace:
         return hook
 
     def linear_hook(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            x = args[0]
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            x = args[0] if args else kwargs["input"]
             seen.order.append(name)
             seen.inputs[name] = x
             seen.samples[name] = output.reshape(-1, output.shape[-1])[:SAMPLE_ROWS].float().clone()
@@ -82,7 +82,7 @@ def trace(model: nn.Module, batch: Any) -> Trace:
     handles: list[RemovableHandle] = []
     for module, name in names.items():
         if isinstance(module, nn.Linear):
-            handles.append(module.register_forward_hook(linear_hook(name)))
+            handles.append(module.register_forward_hook(linear_hook(name), with_kwargs=True))
         elif _may_be_norm(module):
             handles.append(module.register_forward_hook(norm_hook(name), with_kwargs=True))
     with evaluating(model, handles), Readers():
@@ -116,9 +116,9 @@ def scaled_inputs(model: nn.Module, batch: Any, seen: Trace, factors: Mapping[st
     got: dict[str, Tensor] = {}
 
     def reader_hook(name: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            got[name] = args[0]
-            return (seen.inputs[name], *args[1:])
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            got[name] = args[0] if args else kwargs["input"]
+            return (seen.inputs[name],), {}
 
         return hook
 
@@ -126,7 +126,9 @@ def scaled_inputs(model: nn.Module, batch: Any, seen: Trace, factors: Mapping[st
         return lambda module, args, output: output * factor.to(output)
 
     once = [name for name in seen.inputs if seen.order.count(name) == 1]
-    handles = [model.get_submodule(name).register_forward_pre_hook(reader_hook(name)) for name in once]
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(reader_hook(name), with_kwargs=True) for name in once
+    ]
     for name, factor in factors.items():
         handles.append(model.get_submodule(name).register_forward_hook(producer_hook(factor)))
     run_with(model, batch, handles)
