@@ -114,6 +114,7 @@ MEANT = {
     "int8_matmul": ["IMMA.16832.S8.S8", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"],
     "int8_matmul_small_m": ["IMMA.16832.S8.S8", "LDG.E.128"],
     "int8_weight_only_linear": ["HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDG.E.128"],
+    "int8_weight_only_linear_tiled": ["HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"],
     "quantize_rowwise": ["LDG.E.128", "REDUX.MAX"],
 }
 

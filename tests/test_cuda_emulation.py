@@ -225,14 +225,8 @@ def test_int8_row_sum(library: ctypes.CDLL) -> None:
     assert torch.equal(gout.tensor, b.sum(1, dtype=torch.int32))
 
 
-# k and group: tensor cores with one scale a row and with groups; multiply-adds for groups of 16, for groups of 5 (the
-# scale changes inside a 16-byte chunk), and for a length no vector divides.
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize(
-    "k,group", [(64, 64), (1072, 1072), (512, 128), (256, 64), (160, 16), (40, 5), (37, 37), (33, 11)]
-)
-@pytest.mark.parametrize("m,n", [(1, 9), (3, 16), (18, 5)])
-def test_int8_weight_only_linear(library, dtype: torch.dtype, k: int, group: int, m: int, n: int) -> None:
+def run_weight_only(library, m: int, n: int, k: int, group: int, dtype: torch.dtype, schedule, sms: int) -> None:
+    """One call against float64."""
     g = torch.Generator().manual_seed(k + m)
     x = torch.randn(m, k, generator=g).to(dtype)
     weight = int8(g, n, k)
@@ -244,13 +238,33 @@ def test_int8_weight_only_linear(library, dtype: torch.dtype, k: int, group: int
     e.out_dtype = emu.DTYPES[dtype]
     p = emu.Int8WeightOnlyLinear(gx.address, emu.DTYPES[dtype], gw.address, gs.address, group, m, n, k, e)
     work = lambda: library.emulated_int8_weight_only_linear(ctypes.byref(p))  # noqa: E731
-    emu.run_under(work, library, deferred=False, seed=9, sms=4)
+    emu.run_under(work, library, deferred=schedule[0], seed=schedule[1], sms=sms)
     full = weight.double() * scale.double().repeat_interleave(group, 1)
     want = x.double() @ full.T + bias.double()
     # Float32 sums of k terms in any order: a few roundings at the size of the sum of magnitudes.
     bound = torch.finfo(dtype).eps / 2 * want.abs() + 2.0**-22 * (x.double().abs() @ full.abs().T + bias.double().abs())
     error = (gout.tensor.double() - want).abs()
     assert bool((error <= bound).all()), f"worst {float((error / bound).max())} of the bound"
+
+
+# k and group: tensor cores with one scale a row and with groups; multiply-adds for groups of 16, for groups of 5 (the
+# scale changes inside a 16-byte chunk), and for a length no vector divides.
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    "k,group", [(64, 64), (1072, 1072), (512, 128), (256, 64), (160, 16), (40, 5), (37, 37), (33, 11)]
+)
+@pytest.mark.parametrize("m,n", [(1, 9), (3, 16), (18, 5)])
+def test_int8_weight_only_linear(library, dtype: torch.dtype, k: int, group: int, m: int, n: int) -> None:
+    run_weight_only(library, m, n, k, group, dtype, (False, 9), 4)
+
+
+# Many rows: both tile sizes (sms), ragged tiles, k shorter than a step, a ragged last step, more steps than stages.
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("sms", [1, 132], ids=["large tiles", "small tiles"])
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+@pytest.mark.parametrize("m,n,k,group", [(40, 9, 16, 16), (65, 131, 336, 336), (33, 70, 384, 128), (130, 64, 64, 64)])
+def test_int8_weight_only_linear_tiled(library, m, n, k, group, dtype: torch.dtype, sms: int, schedule) -> None:
+    run_weight_only(library, m, n, k, group, dtype, schedule, sms)
 
 
 def test_bindings_on_cpu_tensors() -> None:

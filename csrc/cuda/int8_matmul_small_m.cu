@@ -2,7 +2,7 @@
 // The sum over k does not mind in which order k comes, so a lane takes 16 consecutive bytes of a row and both operands
 // use the same order: no shared memory, no shuffles, 16-byte loads.
 #include "epilogue.cuh"
-#include "int8_matmul_layout.cuh"
+#include "layout.cuh"
 
 namespace pykernels::cuda {
 namespace {

@@ -2,7 +2,8 @@
 // Half and bfloat16 x use the tensor cores (int8 is exact in both); float32 x, odd shapes and groups that are no
 // multiple of 64 use plain multiply-adds. Both read the weight once for every few rows of x: meant for decoding.
 #include "epilogue.cuh"
-#include "int8_matmul_layout.cuh"
+#include "half_mma.cuh"
+#include "layout.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -10,20 +11,6 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kRows = 16;  // rows of x to an mma block
 constexpr int kStep = 64;  // k that four lanes cover, 16 each
-
-__device__ __forceinline__ uint32_t pack(float low, float high, Half) {
-  return static_cast<uint32_t>(float_to_half(low)) | static_cast<uint32_t>(float_to_half(high)) << 16;
-}
-// Exact here, so the upper halves are the bfloat16 values.
-__device__ __forceinline__ uint32_t pack(float low, float high, BFloat16) {
-  return (float_to_bits(low) >> 16) | (float_to_bits(high) & 0xffff0000u);
-}
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Half) {
-  mma_f16(d, a, b);
-}
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16) {
-  mma_bf16(d, a, b);
-}
 
 // As in int8_matmul_small_m.cu, a lane takes 16 consecutive k of a row, in the same order for both operands.
 // kGrouped: weight_scale has a column for every group_size of k, a multiple of kStep; else one value a row.
@@ -66,9 +53,8 @@ __global__ void __launch_bounds__(32 * kWarps) weight_only_mma(Int8WeightOnlyLin
       float part[4] = {};
 #pragma unroll
       for (int quarter = 0; quarter < 4; ++quarter) {
-        float v[4];
-        int8_to_float(w[u].word[quarter], v);
-        const uint32_t b[2] = {pack(v[0], v[1], T{}), pack(v[2], v[3], T{})};
+        uint32_t b[2];
+        int8_to_pairs(w[u].word[quarter], b, T{});
         const int half = quarter / 2, word = quarter % 2 * 2;
         const uint32_t a[4] = {rows[0][half].word[word], rows[1][half].word[word], rows[0][half].word[word + 1],
                                rows[1][half].word[word + 1]};
@@ -178,9 +164,11 @@ const char* launch_mma(const Int8WeightOnlyLinear& p, void* stream) {
 
 const char* int8_weight_only_linear(const Int8WeightOnlyLinear& p, void* stream) {
   const bool aligned = p.k % 16 == 0 && is_aligned(p.x, 16) && is_aligned(p.weight, 16);
-  const bool mma = aligned && (p.group_size == p.k || p.group_size % kStep == 0);
-  if (mma && p.x_dtype == DType::f16) return launch_mma<Half>(p, stream);
-  if (mma && p.x_dtype == DType::bf16) return launch_mma<BFloat16>(p, stream);
+  const bool uses_mma = aligned && (p.group_size == p.k || p.group_size % kStep == 0);
+  if (uses_mma && p.x_dtype != DType::f32) {
+    if (p.m > 2 * kRows) return int8_weight_only_linear_tiled(p, stream);
+    return p.x_dtype == DType::f16 ? launch_mma<Half>(p, stream) : launch_mma<BFloat16>(p, stream);
+  }
   return with_float_type(p.x_dtype, [&](auto type) {
     using T = decltype(type);
     return aligned ? launch_fma<T, true>(p, stream) : launch_fma<T, false>(p, stream);

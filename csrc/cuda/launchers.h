@@ -42,5 +42,7 @@ struct Int8WeightOnlyLinear {
   Epilogue epilogue;  // bias, activation and out; weight_scale above is applied before it
 };
 const char* int8_weight_only_linear(const Int8WeightOnlyLinear& p, void* stream);
+// For many rows: half or bfloat16 x, k a multiple of 16, pointers on 16 bytes, group_size k or a multiple of 64.
+const char* int8_weight_only_linear_tiled(const Int8WeightOnlyLinear& p, void* stream);
 
 }  // namespace pykernels::cuda

@@ -1,5 +1,3 @@
-#include <limits>
-
 #include "checks.h"
 
 namespace pykernels::cuda {
@@ -18,7 +16,7 @@ Tensor int8_weight_only_linear_cuda(const Tensor& x, const Tensor& weight, const
   const int64_t k = sizes.back(), n = weight.size(0);
   STD_TORCH_CHECK(weight.size(1) == k, kOp, ": expected weight to have shape [N, ", k, "], with the K of x, got ",
                   shape_name(weight.sizes()));
-  STD_TORCH_CHECK(k <= std::numeric_limits<int32_t>::max() / 2, kOp, ": expected K to be below 2^30, got ", k);
+  STD_TORCH_CHECK(k < int64_t{1} << 29, kOp, ": expected K to be below 2^29, got ", k);
   check_dtype(kOp, "weight_scale", weight_scale, ScalarType::Float);
   check_device(kOp, "weight_scale", weight_scale, "x", x);
   int64_t groups = 1;
