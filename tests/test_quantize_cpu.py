@@ -273,6 +273,13 @@ def test_blockwise(shape, block, dtype):
     )
 
 
+@pytest.mark.parametrize("block", [[16, 64], [9, 500], [8, 3000]])
+def test_tiles_of_a_wide_matrix(block):
+    """Strips of 2048 columns: whole tiles fill them, tiles leave a rest, and one tile is wider than a strip."""
+    x = make((37, 4500), torch.bfloat16)
+    check(lambda: OPS.quantize_blockwise(x, block), reference_blockwise(x, block))
+
+
 def test_blockwise_of_three_dimensions_and_views():
     x = make((6, 8, 50))
     for view in (x, x[:, 2:5, 7:], x.transpose(0, 1)):
