@@ -227,6 +227,21 @@ def test_rowwise_ties_go_to_even():
         assert scale.tolist() == [1.0] * 3
 
 
+def test_stochastic_product_and_sum_round_separately():
+    """Elements placed so that x * inverse + u falls on an integer: a fused multiply-add would give other codes."""
+    absmax = np.float32(1.7)
+    inverse = np.float32(127) / absmax
+    u = uniform((40, 300), SEED)
+    whole = np.random.default_rng(0).integers(-100, 100, u.shape)
+    x = ((whole - u) / inverse).astype(np.float32)
+    x[0], x[:, 0] = absmax, absmax  # every row and every column has the same scale
+    fused = np.floor((x.astype(np.float64) * inverse + u).astype(np.float32)).clip(-127, 127)
+    assert (fused != codes(x, inverse, u)).sum() > 100
+    x = torch.from_numpy(x)
+    check(lambda: OPS.quantize_rowwise(x, True, SEED), reference_rowwise(x, SEED))
+    check(lambda: OPS.quantize_colwise(x, True, SEED), reference_colwise(x, SEED))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", MATRICES)
 def test_colwise(shape, dtype):
