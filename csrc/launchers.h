@@ -164,12 +164,12 @@ struct Int8Matmul {
 
 // How a product is cut. First every row item, then every tile item; the items of a stage are independent.
 struct Int8MatmulPlan {
-  bool streaming = false;    // few rows: b is read in place, not packed
+  bool streaming = false;  // few rows: b is read in place, not packed
   int64_t rows_per_item = 1;
   int64_t columns_per_item = 1;
   int64_t row_items = 0;
   int64_t tile_items = 0;
-  int64_t row_bytes = 0;     // of one prepared row
+  int64_t row_bytes = 0;  // of one prepared row
   int64_t workspace_bytes = 0;
 };
 
@@ -179,8 +179,7 @@ int64_t int8_matmul_block_rows(int64_t K);
 Int8MatmulPlan plan_int8_matmul(const Int8Matmul& args);
 // workspace: aligned to 64 bytes, the same for both stages.
 void int8_matmul_rows(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end);
-void int8_matmul_tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin,
-                       int64_t end);
+void int8_matmul_tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end);
 }  // namespace cpu
 
 // int8_weight_only_linear: out[m, n] = epilogue(sum over k of x[m, k] * weight[n, k] * scale of n's group of k).
