@@ -10,7 +10,8 @@ import sys
 
 import pytest
 import torch
-from cuda_emulator import harness as emu
+
+from tests.cuda_emulator import harness as emu
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the CUDA emulator is built with g++")
 
