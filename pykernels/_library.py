@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import importlib.util
 import os
@@ -63,11 +64,26 @@ def define(
     """
     LIB.define(schema, tags=tags)
     name = schema.split("(")[0]
+    reference = _without_autocast(reference)
     LIB.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIB)
     op = Op(name, reference, fake, triton and not composite, composite)
     OPS[name] = op
     return op
+
+
+def _without_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """A reference computes in the precision it says, also where autocast would recast its own products."""
+
+    @functools.wraps(reference)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        device = args[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return reference(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return reference(*args, **kwargs)
+
+    return call
 
 
 def triton_launcher(name: str) -> Callable[..., Any]:

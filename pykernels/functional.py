@@ -6,6 +6,7 @@ number of rows (none too) and any row stride; nothing is done in place.
 
 import torch
 
+from .ops._autocast import autocast
 from .ops._enums import activation_code
 from .ops.int8_linear_outliers import MODES
 from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
@@ -127,11 +128,12 @@ def int8_linear(
     x [..., K] float; qweight (int8 [N, K], float32 [N]), as quantize_rowwise(W) returns -> [..., N] in out_dtype
     (default: that of x). x_scale: a static scale for x instead of the dynamic one.
     Differentiable in x, bias and residual (the weight is frozen). Saved for backward: nothing beyond the weight, which
-    is kept by reference; with an activation x too, by reference. K is at most 131,071.
+    is kept by reference; with an activation x too, by reference. Under autocast x is cast as linear would cast it.
+    K is at most 131,071.
     """
     weight, scale = qweight
     code = 0 if activation is None else activation_code("int8_linear", activation)
-    return _ops.int8_linear.default(x, weight, scale, bias, residual, code, x_scale, out_dtype)
+    return _ops.int8_linear.default(autocast(x), weight, scale, bias, residual, code, x_scale, out_dtype)
 
 
 def int8_weight_only_linear(
@@ -144,7 +146,7 @@ def int8_weight_only_linear(
     """
     weight, scale = qweight
     code = 0 if activation is None else activation_code("int8_weight_only_linear", activation)
-    return _ops.int8_weight_only_linear.default(x, weight, scale, bias, code)
+    return _ops.int8_weight_only_linear.default(autocast(x), weight, scale, bias, code)
 
 
 def int8_linear_outliers(
@@ -168,7 +170,9 @@ def int8_linear_outliers(
     if mode not in MODES:
         raise ValueError(f"int8_linear_outliers: expected mode to be one of {', '.join(MODES)}, got {mode!r}")
     weight, scale = qweight
-    return _ops.int8_linear_outliers.default(x, weight, scale, bias, threshold, MODES[mode], columns, weight_fp)
+    return _ops.int8_linear_outliers.default(
+        autocast(x), weight, scale, bias, threshold, MODES[mode], columns, weight_fp
+    )
 
 
 def _per_row(q: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

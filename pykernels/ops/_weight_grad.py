@@ -12,6 +12,11 @@ def grad_input(grad: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, ou
 
     Holds at most SLICE rows of the weight in float: 4 * SLICE * K bytes.
     """
+    with torch.autocast(grad.device.type, enabled=False):
+        return _grad_input(grad, weight, scale).to(out_dtype)
+
+
+def _grad_input(grad: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     n, k = weight.shape
     total = torch.zeros(grad.shape[0], k, dtype=torch.float32, device=grad.device)
     for begin in range(0, n, SLICE):
@@ -22,7 +27,7 @@ def grad_input(grad: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, ou
         else:
             part = part * scale[rows, None]
         total = total.addmm(grad[:, rows].float(), part)
-    return total.to(out_dtype)
+    return total
 
 
 def needs(ctx: Any, index: int) -> bool:

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _library
 from . import int8_matmul, quantize_colwise, quantize_rowwise  # noqa: F401 the operators this one is made of
+from ._autocast import autocast
 from ._checks import MAX_K, check, check_device, check_dim, check_float_input
 
 NAME = "int8_training_linear"
@@ -261,8 +262,7 @@ def int8_training_linear(
     """
     check_arguments(x, weight, bias)
     source = x
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = autocast(x)
     needs_x, needs_weight = (torch.is_grad_enabled() and t.requires_grad for t in (x, weight))
 
     columns = config.grad_weight and needs_weight
