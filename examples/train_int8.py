@@ -263,6 +263,7 @@ def plot(csv_path: Path, png_path: Path) -> None:
     bottom.axhspan(-1, 1, color="0.92", zorder=0, label="within 1 %")
     bottom.set(xlabel="step", ylabel=f"loss against {names[0]}, %")
     bottom.legend(ncols=4)
+    png_path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png_path, dpi=130)
 
 
@@ -287,6 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     config = pykernels.Int8TrainingConfig(stochastic_rounding=not args.nearest)
     result = train(names, args.steps, seed=args.seed, config=config, device=args.device)
     if args.csv:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
         with args.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
