@@ -168,7 +168,7 @@ def scale_inverse(bits):
 def given_scale_inverse(bits, given):
     """The same where the caller gave the scale: only non-finite input changes it."""
     finite = bits < INF_BITS
-    usable = finite & (tl.abs(given) > 0.0)
+    usable = finite & (tl.abs(given) >= 2.0**-126)
     inverse = tl.div_rn(1.0, tl.where(usable, given, 1.0))
     return nan_unless(finite, given), tl.where(usable, inverse, 0.0)
 

@@ -105,6 +105,16 @@ def test_special_rows(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_static_scale_too_small_to_invert_gives_zeros(backend: str) -> None:
+    with use(backend):
+        for tiny in (0.0, 1e-39):
+            q, scale = F.quantize_rowwise(torch.ones(2, 3, device=DEVICE), scale=torch.tensor(tiny, device=DEVICE))
+            assert q.abs().max() == 0 and scale.tolist() == [torch.tensor(tiny).item()] * 2
+        q, _ = F.quantize_rowwise(torch.ones(2, 3, device=DEVICE), scale=torch.tensor(1e-37, device=DEVICE))
+        assert q.min() == 127
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(0, 7), (7, 0), (0, 0)])
 def test_empty(backend: str, shape: tuple[int, int]) -> None:
     x = torch.empty(shape, device=DEVICE)

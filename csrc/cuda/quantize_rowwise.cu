@@ -18,7 +18,7 @@ __device__ __forceinline__ RowScale row_scale(uint32_t absmax, const QuantizeRow
   if (absmax >= 0x7f800000u) return {bits_to_float(0x7fc00000u), 0.0f};
   if (p.given_scale != nullptr) {
     const float scale = p.given_scale[row * p.given_scale_stride];
-    return {scale, scale == 0.0f ? 0.0f : __fdiv_rn(1.0f, scale)};
+    return {scale, fabsf(scale) < 0x1p-126f ? 0.0f : __fdiv_rn(1.0f, scale)};
   }
   const float value = bits_to_float(absmax);
   if (value < 127.0f * 0x1p-126f) return {0.0f, 0.0f};

@@ -26,9 +26,9 @@ def absmax_scale(absmax: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def given_scale(scale: torch.Tensor, finite: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, inverse) for a static scale; rows that are not finite get NaN, a scale of 0 gives codes 0."""
+    """(scale, inverse) for a static scale; rows that are not finite get NaN, a scale too small to invert codes 0."""
     zero = torch.zeros_like(scale)
-    inverse = torch.where(finite & (scale != 0), ieee_div(torch.ones_like(scale), scale), zero)
+    inverse = torch.where(finite & (scale.abs() >= FLT_MIN), ieee_div(torch.ones_like(scale), scale), zero)
     return torch.where(finite, scale, torch.full_like(scale, float("nan"))), inverse
 
 
