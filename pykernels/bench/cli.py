@@ -35,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--limit", type=float, metavar="SECONDS", help=f"begin no cell after this long (with --gpu: {GPU_LIMIT:g})"
     )
+    made.add_argument(
+        "--patience", type=float, default=2.0, metavar="TIMES", help="how long to wait for quiet in a cell (default: 2)"
+    )
     made.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
     made.add_argument(
         "--plot",
@@ -75,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     limit = arguments.limit or (GPU_LIMIT if arguments.gpu else math.inf)
     with _progress(len(cells)) as tick:
-        rows = merge(before, run(cells, device, torch.get_num_threads(), tick, save, limit))
+        rows = merge(before, run(cells, device, torch.get_num_threads(), tick, save, limit, arguments.patience))
     if arguments.json:
         print(to_json(rows))
     else:

@@ -30,12 +30,14 @@ def run(
     tick: Tick,
     save: Callable[[list[Row]], None],
     limit: float = math.inf,
+    patience: float = 2.0,
 ) -> list[Row]:
     """Measures the cells and returns their rows, the ceilings first.
 
     The ceilings are measured before the first cell, between operations and after the last, and the best of each is
     kept: every row is held against the same numbers. `tick(text, done)` hears of each step; `save` gets the rows so
     far after each cell, so that a run that is killed leaves what it saw. After `limit` seconds no cell is begun.
+    `patience`: see timer.measure.
     """
     timer: Timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
     ceilings = CudaCeilings(device) if device.type == "cuda" else CpuCeilings(threads)
@@ -52,7 +54,7 @@ def run(
             ceilings.measure()
             last = cell.op
         tick(f"{cell.op} {cell.shape}", done)
-        rows += run_cell(cell, device, timer, stamp, partial(_tick, tick, done))
+        rows += run_cell(cell, device, timer, stamp, partial(_tick, tick, done), patience)
         save(_against(ceilings.found, rows, stamp))
         gc.collect()
     tick("ceilings", len(cells))
@@ -67,7 +69,12 @@ def _tick(tick: Tick, done: int, text: str) -> None:
 
 
 def run_cell(
-    cell: Cell, device: torch.device, timer: Timer, stamp: dict[str, Any], tick: Callable[[str], None]
+    cell: Cell,
+    device: torch.device,
+    timer: Timer,
+    stamp: dict[str, Any],
+    tick: Callable[[str], None],
+    patience: float = 2.0,
 ) -> list[Row]:
     generator = torch.Generator(device).manual_seed(0)
     # On CUDA the timer overwrites the cache before every call, so one copy is cold each time.
@@ -99,7 +106,7 @@ def run_cell(
         for cache in cell.caches:
             tick(f"{cell.op} {cell.shape}: {len(providers)} providers, {cache}")
             calls: dict[str, Call] = {name: provider.call for name, provider in providers.items()}
-            samples = measure(calls, timer, seconds=cell.seconds, rotate=cache == "cold")
+            samples = measure(calls, timer, seconds=cell.seconds, rotate=cache == "cold", patience=patience)
             rows += [_row(cell, name, p, cache, samples[name], facts[name], stamp) for name, p in providers.items()]
     return rows
 

@@ -102,7 +102,14 @@ Timer = CpuTimer | CudaTimer
 
 
 def measure(
-    calls: Mapping[str, Call], timer: Timer, *, seconds: float, rotate: bool, min_rounds: int = 3, max_samples: int = 60
+    calls: Mapping[str, Call],
+    timer: Timer,
+    *,
+    seconds: float,
+    rotate: bool,
+    patience: float = 2.0,
+    min_rounds: int = 3,
+    max_samples: int = 60,
 ) -> dict[str, Samples]:
     """Times the providers in `calls`, interleaved, for about `seconds` of wall time in all.
 
@@ -110,9 +117,9 @@ def measure(
         calls: provider name to a callable taking the index of the call. With `rotate` the index runs on from call to
             call, so a provider that keeps several copies of its weights finds each of them out of the cache;
             without it the index is always 0 and the weights stay where the last call left them.
-        seconds: wall time to spend. Every provider gets `min_rounds` turns whatever that takes; up to twice the time
-            is spent while some provider has fewer than the clean samples its percentiles need.
-    Returns: the samples of each provider, the disturbed kept apart from the clean.
+        seconds: wall time to spend. Every provider gets `min_rounds` turns whatever that takes. On a busy machine those
+            that lack the clean samples their percentiles need go on taking turns until `patience` times as long.
+    Returns: the samples of each provider, the disturbed told from the clean.
     """
     estimates = {name: timer.estimate(call if rotate else _first(call)) for name, call in calls.items()}
     turn = min(max(sum(estimates.values()), 1e-4) / len(calls), 0.02)
@@ -123,7 +130,7 @@ def measure(
     shuffle = random.Random(0)
     begin = time.perf_counter()
     rounds = 0
-    while True:
+    while order:
         shuffle.shuffle(order)
         for name in order:
             call = calls[name] if rotate else _first(calls[name])
@@ -132,10 +139,13 @@ def measure(
             position[name] += len(samples[name].seconds) - before + 1
         rounds += 1
         elapsed = time.perf_counter() - begin
-        enough = all(s.quiet for s in samples.values())
-        full = all(s.clean >= max_samples for s in samples.values())
-        if rounds >= min_rounds and (full or (elapsed > seconds and (enough or elapsed > 2 * seconds))):
-            return samples
+        if rounds < min_rounds:
+            continue
+        if elapsed > patience * seconds or all(s.clean >= max_samples for s in samples.values()):
+            break
+        if elapsed > seconds:
+            order = [name for name in order if not samples[name].quiet]
+    return samples
 
 
 def _first(call: Call) -> Call:
