@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import fnmatch
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ GPU_LIMIT = 170.0  # a lent machine's time is short: what is left out then is na
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m pykernels bench", description=__doc__)
     made.add_argument("op", nargs="*", help="operations to measure or draw (default: all; --list names them)")
+    made.add_argument("--shape", default="*", metavar="PATTERN", help="only these cells, as in --shape '16x*'")
     made.add_argument("--list", action="store_true", help="name the operations and their cells")
     made.add_argument("--dry-run", action="store_true", help="print what would run, and which peers are installed")
     made.add_argument("--quick", action="store_true", help="small shapes: a check of the harness, under a minute")
@@ -64,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"op: got {', '.join(unknown)}; accepts {', '.join(known)}")
     modules = [known[op] for op in arguments.op or known]
     cells: list[Cell] = [cell for module in modules for cell in module.cells(arguments.quick, arguments.gpu)]
+    cells = [cell for cell in cells if fnmatch.fnmatch(cell.shape, arguments.shape)]
     if arguments.list or arguments.dry_run:
         return _describe(cells, arguments.gpu)
     if arguments.threads:

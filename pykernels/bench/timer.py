@@ -15,6 +15,7 @@ from .stats import CLEAN_SHARE, Samples
 Call = Callable[[int], object]
 
 _LONGEST_REST = 0.1
+_LONG = 0.05  # seconds
 _WAIT_FLOOR_NS = 2_000  # what a thread waits in being woken on an idle machine
 
 
@@ -43,7 +44,8 @@ class CpuTimer:
     def sample(self, call: Call, start: int, count: int, samples: Samples) -> None:
         if self._rest:
             time.sleep(self._rest)
-        call(start)  # untimed: takes the provider's code back into the caches after the others' turns
+        if count > 1:
+            call(start)  # untimed: the others' turns have taken the caches
         for index in range(start + 1, start + 1 + count):
             waited = wait_ns()
             begin = time.perf_counter_ns()
@@ -63,7 +65,7 @@ class CpuTimer:
             begin = time.perf_counter()
             call(index)
             best = min(best, time.perf_counter() - begin)
-            if best > 0.05:
+            if best > _LONG:
                 break
         return best
 
@@ -123,7 +125,10 @@ def measure(
     """
     estimates = {name: timer.estimate(call if rotate else _first(call)) for name, call in calls.items()}
     turn = min(max(sum(estimates.values()), 1e-4) / len(calls), 0.02)
-    counts = {name: max(1, min(10, round(turn / max(cost, 1e-7)))) for name, cost in estimates.items()}
+    # A long call fills the caches by itself: it is timed without an untimed one before it.
+    counts = {
+        name: 1 if cost > _LONG else max(2, min(10, round(turn / max(cost, 1e-7)))) for name, cost in estimates.items()
+    }
     samples = {name: Samples() for name in calls}
     position = dict.fromkeys(calls, 4)
     order = list(calls)
