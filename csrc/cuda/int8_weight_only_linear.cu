@@ -91,9 +91,10 @@ template <typename T, int kM, bool kAligned>
 __global__ void __launch_bounds__(32 * kWarps) weight_only_fma(Int8WeightOnlyLinear p) {
   constexpr int kSize = 16 / sizeof(T);
   const int lane = threadIdx.x % 32;
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int64_t blocks_n = (p.n + kWarps - 1) / kWarps;
+  const int64_t n = blockIdx.x % blocks_n * kWarps + threadIdx.x / 32;
   if (n >= p.n) return;  // the whole warp leaves, and no barrier follows
-  const int64_t first_m = static_cast<int64_t>(blockIdx.y) * kM;
+  const int64_t first_m = blockIdx.x / blocks_n * kM;
   const int k = static_cast<int>(p.k);
   const int group_size = static_cast<int>(p.group_size);
   const int8_t* weight = p.weight + n * p.k;
@@ -150,7 +151,7 @@ template <typename T, bool kAligned>
 const char* launch_fma(const Int8WeightOnlyLinear& p, void* stream) {
   const int64_t blocks = ceil_div(p.n, kWarps);
   return p.m == 1 ? launch(weight_only_fma<T, 1, kAligned>, blocks, 1, 32 * kWarps, 0, stream, p)
-                  : launch(weight_only_fma<T, 4, kAligned>, blocks, ceil_div(p.m, 4), 32 * kWarps, 0, stream, p);
+                  : launch(weight_only_fma<T, 4, kAligned>, blocks * ceil_div(p.m, 4), 1, 32 * kWarps, 0, stream, p);
 }
 
 template <typename T>
