@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,22 @@ def test_sass_holds_what_was_meant(name: str, arch: str) -> None:
     for meant in MEANT[name]:
         words = set(meant.split("."))
         assert any(words <= set(op.split(".")) for op in opcodes), f"no {meant} among {opcodes}"
+
+
+def test_the_library_needs_one_symbol_a_cpu_torch_lacks(tmp_path: Path) -> None:
+    """With a stand-in for it, pykernels/_cuda.so loads without a GPU and registers its operators for CUDA."""
+    library = ROOT / "pykernels" / "_cuda.so"
+    if not library.is_file():
+        pytest.skip("pykernels/_cuda.so is not built")
+    source, stub = tmp_path / "stub.c", tmp_path / "stub.so"
+    source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(stub), str(source)], check=True)
+    ops = ["quantize_rowwise", "int8_matmul", "int8_linear", "int8_weight_only_linear"]
+    code = (
+        "import ctypes, sys, torch; import pykernels; ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL);"
+        "torch.ops.load_library(sys.argv[2]); has = torch._C._dispatch_has_kernel_for_dispatch_key;"
+        "print([has('pykernels::' + op, 'CUDA') for op in sys.argv[3:]])"
+    )
+    command = [sys.executable, "-c", code, str(stub), str(library), *ops]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.stdout.strip() == str([True] * len(ops)), done.stderr
