@@ -191,6 +191,20 @@ def encode(x, inverse, u, STOCHASTIC: tl.constexpr):
 
 
 @triton.jit
+def philox(seed, c0, c1, c2, c3):
+    """Philox4x32-10 of uint32 counters. Unlike tl.philox its products are 64 bits wide: one instruction gives both
+    halves on a GPU, and the interpreter does not go through them one by one."""
+    seed = tl.to_tensor(seed).to(tl.uint64)
+    k0, k1 = (seed & 0xFFFFFFFF).to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        p0, p1 = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57
+        c0, c2 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0, (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1, c3 = p1.to(tl.uint32), p0.to(tl.uint32)
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@triton.jit
 def uniform(seed, rows, k0, K, WORD: tl.constexpr, QUADS: tl.constexpr, BLOCK_K: tl.constexpr):
     """Philox uniforms [len(rows), BLOCK_K] of elements (row, k0 + j) of a row-major [.., K]; rows is int64.
 
@@ -201,10 +215,10 @@ def uniform(seed, rows, k0, K, WORD: tl.constexpr, QUADS: tl.constexpr, BLOCK_K:
     else:
         index = rows[:, None] * K + (k0 + tl.arange(0, BLOCK_K))[None, :]
         block = index >> 2
-    low = block.to(tl.int32)
-    high = (block >> 32).to(tl.int32)
+    low = block.to(tl.uint32)
+    high = (block >> 32).to(tl.uint32)
     zero = tl.zeros_like(low)
-    r0, r1, r2, r3 = tl.philox(seed, low, high, zero + WORD, zero)
+    r0, r1, r2, r3 = philox(seed, low, high, zero + WORD, zero)
     if QUADS:
         bits = tl.reshape(tl.join(tl.join(r0, r2), tl.join(r1, r3)), (rows.shape[0], BLOCK_K))
     else:
