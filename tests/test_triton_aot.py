@@ -128,18 +128,25 @@ def _calls():
     )
 
 
-def _resources(cubin: bytes, tools: Path) -> tuple[dict[str, int], str]:
+def _resources(cubin: bytes, tools: Path) -> dict[str, int | list[str]]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        dump = subprocess.run(
-            [tools / "cuobjdump", "-res-usage", "-sass", file.name], capture_output=True, text=True, check=True
-        )
+        command = [tools / "cuobjdump", "-res-usage", "-sass", file.name]
+        dump = subprocess.run(command, capture_output=True, text=True, check=True)
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", dump.stdout + dump.stderr))
-    return {name: int(found[name]) for name in ("REG", "STACK", "LOCAL")}, dump.stdout
+    tensor_cores = re.findall(r"\b(?:IGMMA|HGMMA|IMMA|HMMA|UTCIMMA|UTCHMMA)\b", dump.stdout)
+    return {
+        "registers": int(found["REG"]),
+        "stack": int(found["STACK"]),
+        "local": int(found["LOCAL"]),
+        "spills": len(re.findall(r"\b(?:LDL|STL)\b", dump.stdout)),
+        "tensor_cores": sorted(set(tensor_cores)),
+    }
 
 
 def _worker() -> None:
+    from concurrent.futures import ThreadPoolExecutor
     from contextlib import nullcontext
 
     import triton
@@ -150,6 +157,7 @@ def _worker() -> None:
     from pykernels.kernels import _common
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    disassemblers = ThreadPoolExecutor(2)  # beside the next compile
     reports, seen = [], set()
     label, architectures = "", ()
 
@@ -167,30 +175,23 @@ def _worker() -> None:
                 continue
             seen.add(key)
             kernel = triton.compile(source, target=target, options=options.__dict__)
-            resources, sass = _resources(kernel.asm["cubin"], tools)
-            reports.append(
-                {
-                    "call": label,
-                    "kernel": self.fn.__name__,
-                    "arch": arch,
-                    "constants": {k: v for k, v in kwargs.items() if not k.startswith("enable")},
-                    "registers": resources["REG"],
-                    "stack": resources["STACK"],
-                    "local": resources["LOCAL"],
-                    "shared": kernel.metadata.shared,
-                    "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-                    "tensor_cores": sorted(set(re.findall(r"\b(?:IGMMA|HGMMA|IMMA|HMMA|UTCIMMA|UTCHMMA)\b", sass))),
-                    "fused": len(re.findall(r"\bfma\.", kernel.asm["ptx"])),
-                    "fusion": options.enable_fp_fusion,
-                }
-            )
+            report = {
+                "call": label,
+                "kernel": self.fn.__name__,
+                "arch": arch,
+                "constants": {k: v for k, v in kwargs.items() if not k.startswith("enable")},
+                "shared": kernel.metadata.shared,
+                "fused": len(re.findall(r"\bfma\.", kernel.asm["ptx"])),
+                "fusion": options.enable_fp_fusion,
+            }
+            reports.append((report, disassemblers.submit(_resources, kernel.asm["cubin"], tools)))
 
     JITFunction.run = compile_instead
     for call in _calls():
         label, architectures, config, launch = call
         with _common.force_config(config) if config else nullcontext():
             launch()
-    print(json.dumps(reports))
+    print(json.dumps([{**report, **resources.result()} for report, resources in reports]))
 
 
 @pytest.fixture(scope="module")
