@@ -28,7 +28,6 @@ from .quantize_rowwise import quantize_rowwise
 
 ROW_CONFIGS: list[Config] = [
     {"BLOCK_N": 8, "BLOCK_K": 1024, "num_warps": 4, "num_stages": 2},
-    {"BLOCK_N": 4, "BLOCK_K": 2048, "num_warps": 4, "num_stages": 2},
     {"BLOCK_N": 16, "BLOCK_K": 512, "num_warps": 4, "num_stages": 3},
 ]
 
