@@ -10,19 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import (
-    FLOATS,
-    MAX_K,
-    Config,
-    abs_bits,
-    check_float,
-    encode,
-    finish,
-    given_scale_inverse,
-    refuse,
-    scale_inverse,
-    tuned,
-)
+from ._common import FLOATS, MAX_K, abs_bits, check_float, encode, finish, given_scale_inverse, refuse, scale_inverse
+from ._tuning import Config, tuned
 from .int8_matmul import int8_matmul
 from .quantize_rowwise import quantize_rowwise
 

@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import FLOATS, MAX_K, Config, bucket, int8_epilogue, refuse, tuned
+from ._common import FLOATS, MAX_K, int8_epilogue, refuse
+from ._tuning import Config, bucket, tuned
 
 REDUCE_M, REDUCE_N = 4, 256
 

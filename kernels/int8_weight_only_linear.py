@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import FLOATS, INF_BITS, INTERPRETED, Config, abs_bits, bucket, check_float, finish, refuse, tuned
+from ._common import FLOATS, INF_BITS, INTERPRETED, abs_bits, check_float, finish, refuse
+from ._tuning import Config, bucket, tuned
 
 
 def _config(m: int, n: int, k: int, warps: int, stages: int) -> Config:

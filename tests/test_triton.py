@@ -19,6 +19,7 @@ import triton.language as tl  # noqa: E402
 
 from pykernels.kernels import (  # noqa: E402
     _common,
+    _tuning,
     dequantize,
     int8_linear,
     int8_matmul,
@@ -40,7 +41,7 @@ from pykernels.ops.quantize_colwise import both as both_reference  # noqa: E402
 from pykernels.ops.quantize_colwise import colwise as colwise_reference  # noqa: E402
 from pykernels.ops.quantize_rowwise import reference as rowwise_reference  # noqa: E402
 
-pytestmark = pytest.mark.skipif(not _common.interpreted(), reason="with a GPU the launchers take CUDA tensors")
+pytestmark = pytest.mark.skipif(not _tuning.interpreted(), reason="with a GPU the launchers take CUDA tensors")
 
 SHAPES = [(1, 1), (3, 5), (7, 64), (5, 130), (70, 37)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -163,7 +164,7 @@ def test_products_are_exact_in_every_configuration(config: dict[str, int]) -> No
     """(20, 70, 300): ragged in every dimension, K shorter than all the splits together; (1, 1, 1): nearly empty."""
     for M, N, K in ((20, 70, 300), (1, 1, 1)):
         a, b = codes(M, K), codes(N, K)
-        with _common.force_config(config):
+        with _tuning.force_config(config):
             ours = int8_matmul.int8_matmul(a, b, out_dtype=torch.int32)
         assert torch.equal(ours.long(), a.long() @ b.long().t())
 
@@ -182,7 +183,7 @@ def test_product_shapes_and_strides(M: int, N: int, K: int) -> None:
 def test_group_ordering_reaches_every_tile() -> None:
     """Seventeen tiles of rows: two full groups of eight and a ragged one."""
     a, b = codes(17 * 32 - 5, 16), codes(150, 16)
-    with _common.force_config(int8_matmul.UNALIGNED):
+    with _tuning.force_config(int8_matmul.UNALIGNED):
         assert torch.equal(int8_matmul.int8_matmul(a, b, out_dtype=torch.int32).long(), a.long() @ b.long().t())
 
 
@@ -225,7 +226,7 @@ def test_zero_point_difference_of_33_bits() -> None:
     a, b = torch.full((1, K), -128, dtype=torch.int8), torch.full((2, K), 127, dtype=torch.int8)
     b[1] = -128
     zero_point = torch.tensor([127], dtype=torch.int32)
-    with _common.force_config({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16384, "SPLIT_K": 1}):  # few steps: fast here
+    with _tuning.force_config({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16384, "SPLIT_K": 1}):  # few steps: fast here
         ours = int8_matmul.int8_matmul(a, b, a_zero_point=zero_point)
     same(ours, torch.tensor([[-255 * 127 * K, 255 * 128 * K]]).double().float())
     same(ours, int8_matmul_reference(a, b, a_zero_point=zero_point, b_sum=b.sum(1, dtype=torch.int32)))
@@ -245,7 +246,7 @@ def test_int8_linear(M: int, dtype: torch.dtype) -> None:
         assert ours.dtype == dtype
         within_one_rounding(ours, truth, largest)
     for config in int8_linear.ROW_CONFIGS if M == 1 else ():
-        with _common.force_config(config):
+        with _tuning.force_config(config):
             ours = int8_linear.int8_linear(x, w, w_scale, bias, out_dtype=torch.float32)
         torch.testing.assert_close(ours, int8_linear_reference(x, w, w_scale, bias, out_dtype=torch.float32))
     x[0, 3] = float("nan")
@@ -280,7 +281,7 @@ def test_weight_only_float32_keeps_its_last_bits() -> None:
 @pytest.mark.parametrize("config", [c for cs in WEIGHT_ONLY_CONFIGS.values() for c in cs], ids=str)
 def test_weight_only_in_every_configuration(config: dict[str, int]) -> None:
     x, w, scale = torch.randn(40, 256).to(torch.bfloat16), codes(90, 256), torch.rand(90, 2)
-    with _common.force_config(config):
+    with _tuning.force_config(config):
         ours = weight_only(x, w, scale)
     floats = w.double() * scale.double().repeat_interleave(128, dim=1)
     within_one_rounding(ours, x.double() @ floats.t(), x.double().abs() @ floats.abs().t())
@@ -335,8 +336,8 @@ class Tuning:
         self.capturing = False
         monkeypatch.setenv("XDG_CACHE_HOME", str(home))
         monkeypatch.delenv("PYKERNELS_AUTOTUNE", raising=False)
-        monkeypatch.setattr(_common, "_tuned", {})
-        monkeypatch.setattr(_common, "interpreted", lambda: False)
+        monkeypatch.setattr(_tuning, "_tuned", {})
+        monkeypatch.setattr(_tuning, "interpreted", lambda: False)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU/1")
         monkeypatch.setattr(triton.testing, "do_bench", lambda call, **options: call())
@@ -349,7 +350,7 @@ class Tuning:
 
     def pick(self, *times: int) -> int:
         configs = [{"time": time} for time in times]
-        return _common.tuned("op", (16, 4096), configs, torch.device("cuda", 0), self.launch)["time"]
+        return _tuning.tuned("op", (16, 4096), configs, torch.device("cuda", 0), self.launch)["time"]
 
 
 def test_tuning_measures_once_and_remembers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -357,13 +358,13 @@ def test_tuning_measures_once_and_remembers(monkeypatch: pytest.MonkeyPatch, tmp
     assert device.pick(3, -1, 1, 2) == 1
     assert device.measured == [3, -1, 1, 2]
     assert device.pick(3, -1, 1, 2) == 1 and len(device.measured) == 4
-    _common._tuned.clear()  # as in a new process: read from disk
+    _tuning._tuned.clear()  # as in a new process: read from disk
     assert device.pick(3, -1, 1, 2) == 1 and len(device.measured) == 4
     (file,) = (tmp_path / "pykernels").iterdir()
     assert file.name == f"Test-GPU-1-triton-{triton.__version__}.json"
-    _common._tuned.clear()
+    _tuning._tuned.clear()
     assert device.pick(5, 4) == 4  # what the file names is no longer offered
-    _common._tuned.clear()
+    _tuning._tuned.clear()
     file.write_text("{")
     assert device.pick(7, 6) == 6
 
@@ -375,6 +376,6 @@ def test_tuning_never_measures_under_capture(monkeypatch: pytest.MonkeyPatch, tm
     device.capturing = False
     assert device.pick(3, 1) == 1  # the default taken under capture was not remembered
     with pytest.raises(RuntimeError, match="no configuration fits"):
-        _common._tuned.clear()
+        _tuning._tuned.clear()
         (tmp_path / "pykernels").rename(tmp_path / "gone")
         device.pick(-1, -2)

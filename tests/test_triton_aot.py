@@ -158,7 +158,7 @@ def _worker() -> None:
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import JITFunction, create_function_from_signature
 
-    from pykernels.kernels import _common
+    from pykernels.kernels import _tuning
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     disassemblers = ThreadPoolExecutor(2)  # beside the next compile
@@ -193,7 +193,7 @@ def _worker() -> None:
     JITFunction.run = compile_instead
     for call in _calls():
         label, architectures, config, launch = call
-        with _common.force_config(config) if config else nullcontext():
+        with _tuning.force_config(config) if config else nullcontext():
             launch()
     print(json.dumps([{**report, **resources.result()} for report, resources in reports]))
 
