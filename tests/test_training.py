@@ -337,7 +337,7 @@ def test_compiles_to_one_graph_with_the_same_result(output, grad_input, grad_wei
 
 
 def test_compiled_layer_draws_a_new_seed_each_step_without_recompiling():
-    layer = Int8TrainingLinear(16, 8)
+    layer = torch.nn.Sequential(torch.nn.LayerNorm(16), Int8TrainingLinear(16, 8))  # its input has a history
     x = torch.randn(6, 16, requires_grad=True)
     torch.compiler.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

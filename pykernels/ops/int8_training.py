@@ -216,7 +216,8 @@ def _quantize_activation(source: Tensor, x: Tensor, rows: bool, columns: bool) -
     flat = x.detach().reshape(-1, x.shape[-1])
     if not columns:
         return (*_ops.quantize_rowwise.default(flat), None, None) if rows else (None,) * 4
-    remember = source.grad_fn is not None and not torch.compiler.is_compiling()  # a compiler merges equal calls itself
+    # A compiler merges equal calls by itself, and cannot trace grad_fn: ask it first.
+    remember = not torch.compiler.is_compiling() and source.grad_fn is not None
     known = _columns_of.get(source) if remember else None
     if known is not None and known[:2] == (source._version, x.dtype):
         row, row_scale = _ops.quantize_rowwise.default(flat) if rows else (None, None)
