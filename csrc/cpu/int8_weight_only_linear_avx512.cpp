@@ -55,10 +55,26 @@ inline __m512i pair(__m512 low, __m512 high) {
                                  _mm512_castps_si512(high));
 }
 
+// 16 columns by 4 of K to two dwords of bfloat16 pairs, `pitch` bytes apart.
+inline __attribute__((always_inline)) void expand_bf16(__m512i codes, char* out, int64_t pitch, bool both) {
+  _mm512_store_si512(out, pair(byte_of<0>(codes), byte_of<1>(codes)));
+  if (both) _mm512_store_si512(out + pitch, pair(byte_of<2>(codes), byte_of<3>(codes)));
+}
+
+// The same to as many as four dwords of float32, times the scale of their group when there is one.
+inline void expand_f32(__m512i codes, char* out, int64_t pitch, int64_t count, const float* scale, int64_t k,
+                       int64_t size) {
+  const __m512 w[4] = {byte_of<0>(codes), byte_of<1>(codes), byte_of<2>(codes), byte_of<3>(codes)};
+  for (int64_t i = 0; i < std::min<int64_t>(4, count); ++i) {
+    const __m512 value = scale ? _mm512_mul_ps(w[i], _mm512_load_ps(scale + (k + i) / size * kPanelColumns)) : w[i];
+    _mm512_store_ps(reinterpret_cast<float*>(out + i * pitch), value);
+  }
+}
+
 // weight[n0 + c][k0 .. k0 + count) to [steps][NV][16] dwords. scale [groups][64] multiplies float32 weights.
 void pack_weight(const Int8WeightOnly& args, const Block& block, int64_t n0, int64_t columns, int64_t k0, int64_t count,
                  int vectors, const float* scale, char* out) {
-  const int64_t size = group_size(args);
+  const int64_t size = group_size(args), pitch = 64 * vectors, quad_pitch = 4 / block.per_step * pitch;
   for (int v = 0; v < vectors; ++v) {
     const int64_t valid_columns = columns - 16 * v;
     const int8_t* p = args.weight + (n0 + 16 * v) * args.weight_stride + k0;
@@ -69,25 +85,20 @@ void pack_weight(const Int8WeightOnly& args, const Block& block, int64_t n0, int
       for (int i = 0; i < 16; ++i)
         r[i] = _mm512_maskz_loadu_epi8(i < valid_columns ? mask : 0, p + i * args.weight_stride + k);
       transpose16(r);
-      alignas(64) __m512i quads[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) quads[i] = r[i];
+      char* to = out + k / block.per_step * pitch + 64 * v;
       const int64_t valid = std::min<int64_t>(64, count - k);
-      for (int64_t i = 0; i < valid; i += 4) {
-        const __m512i codes = quads[i / 4];
-        const __m512 w[4] = {byte_of<0>(codes), byte_of<1>(codes), byte_of<2>(codes), byte_of<3>(codes)};
-        if (block.per_step == 2) {
-          char* to = out + ((k + i) / 2 * vectors + v) * 64;
-          _mm512_store_si512(to, pair(w[0], w[1]));
-          if (i + 2 < valid) _mm512_store_si512(to + 64 * vectors, pair(w[2], w[3]));
-          continue;
-        }
-        for (int64_t j = 0; j < 4 && i + j < valid; ++j) {
-          const __m512 value =
-              scale ? _mm512_mul_ps(w[j], _mm512_load_ps(scale + (k0 + k + i + j) / size * kPanelColumns + 16 * v))
-                    : w[j];
-          _mm512_store_ps(reinterpret_cast<float*>(out + ((k + i + j) * vectors + v) * 64), value);
-        }
+      if (block.per_step == 1) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i)
+          expand_f32(r[i], to + i * quad_pitch, pitch, valid - 4 * i, scale ? scale + 16 * v : nullptr, k0 + k + 4 * i,
+                     size);
+      } else if (valid == 64) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) expand_bf16(r[i], to + i * quad_pitch, pitch, true);
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i)
+          if (4 * i < valid) expand_bf16(r[i], to + i * quad_pitch, pitch, 4 * i + 2 < valid);
       }
     }
   }
