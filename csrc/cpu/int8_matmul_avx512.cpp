@@ -47,8 +47,10 @@ void pack_panel(const int8_t* b, int64_t stride, int64_t columns, int64_t bytes,
       const __mmask64 mask = byte_mask(bytes - 4 * s);
       const int8_t* p = b + 16 * v * stride + 4 * s;
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i)
+      for (int i = 0; i < 16; ++i) {
         r[i] = _mm512_xor_si512(flip, _mm512_maskz_loadu_epi8(i < valid_columns ? mask : 0, p + i * stride));
+        _mm_prefetch(p + (i + 16) * stride, _MM_HINT_T1);  // the next 16 columns, when b is cold
+      }
       transpose16(r);
       char* to = out + (s * vectors + v) * 64;
       const int64_t valid = std::min<int64_t>(16, steps - s);

@@ -22,11 +22,11 @@ inline __m128i add_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
   return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
-// Products of MR rows of a (padded with zeros to whole lines) by NR rows of b. The rows of b that come next are fetched
-// while these are used: they are known, and a hardware prefetcher would have to find each anew.
+// Products of MR rows of a (padded with zeros to whole lines) by NR rows of b. Meanwhile each row of b that lies
+// ahead[j] bytes further is fetched: a hardware prefetcher would have to find every row anew.
 template <int MR, int NR>
 __attribute__((noinline)) void tile(const int8_t* a, int64_t a_stride, const int8_t* b, int64_t b_stride, int64_t K,
-                                    const int32_t* sum, int32_t* out, int64_t out_stride) {
+                                    const int64_t* ahead, const int32_t* sum, int32_t* out, int64_t out_stride) {
   const __m512i flip = _mm512_set1_epi8(-128);
   __m512i acc[MR][NR];
 #pragma GCC unroll 6
@@ -40,7 +40,7 @@ __attribute__((noinline)) void tile(const int8_t* a, int64_t a_stride, const int
 #pragma GCC unroll 8
     for (int j = 0; j < NR; ++j) {
       w[j] = _mm512_xor_si512(flip, _mm512_loadu_si512(b + j * b_stride + k));
-      if constexpr (MR <= 2) _mm_prefetch(b + (j + NR) * b_stride + k, _MM_HINT_T0);
+      _mm_prefetch(b + j * b_stride + k + ahead[j], _MM_HINT_T1);
     }
 #pragma GCC unroll 6
     for (int i = 0; i < MR; ++i) {
@@ -73,7 +73,8 @@ __attribute__((noinline)) void tile(const int8_t* a, int64_t a_stride, const int
   }
 }
 
-using Tile = void (*)(const int8_t*, int64_t, const int8_t*, int64_t, int64_t, const int32_t*, int32_t*, int64_t);
+using Tile = void (*)(const int8_t*, int64_t, const int8_t*, int64_t, int64_t, const int64_t*, const int32_t*, int32_t*,
+                      int64_t);
 constexpr Tile kWide[kTileRows] = {tile<1, 8>, tile<2, 8>, tile<3, 4>, tile<4, 4>, tile<5, 4>, tile<6, 4>};
 constexpr Tile kNarrow[kTileRows] = {tile<1, 1>, tile<2, 1>, tile<3, 1>, tile<4, 1>, tile<5, 1>, tile<6, 1>};
 
@@ -98,18 +99,26 @@ void streaming_tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* w
   // Rows spread evenly over the tiles; columns at once so that their products stay in a few kilobytes.
   const int64_t tiles = (args.M + kTileRows - 1) / kTileRows;
   const int64_t width = args.M <= 16 ? 64 : 16;
+  // What is fetched ahead is spread over the tiles that share the rows of b; an offset of 0 fetches nothing new.
+  constexpr int64_t kAheadBytes = 32 << 10;
+  const int64_t wide = args.M <= 2 ? 8 : 4;
+  const int64_t wide_bytes = std::max<int64_t>(1, wide * args.b_stride);
+  const int64_t distance = std::max<int64_t>(1, kAheadBytes / wide_bytes) * wide_bytes;
+  int64_t ahead[4][8] = {};
+  for (int64_t t = 0; t < std::min<int64_t>(tiles, 4); ++t)
+    for (int64_t j = 0; j < 8; ++j)
+      if (j % std::min<int64_t>(tiles, 4) == t) ahead[t][j] = distance;
   const int64_t last = std::min(args.N, end * plan.columns_per_item);
   for (int64_t n0 = begin * plan.columns_per_item; n0 < last; n0 += width) {
     const int64_t columns = std::min(width, last - n0);
     int64_t step = 0;
     for (int64_t j = 0; j < columns; j += step) {
       const int8_t* b = args.b + (n0 + j) * args.b_stride;
-      const int64_t wide = args.M <= 2 ? 8 : 4;
       step = columns - j >= wide ? wide : 1;
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t m = t * args.M / tiles, rows = (t + 1) * args.M / tiles - m;
         (step == 1 ? kNarrow : kWide)[rows - 1](from.rows + m * plan.row_bytes, plan.row_bytes, b, args.b_stride,
-                                                args.K, from.sum + m, products + m * width + j, width);
+                                                args.K, ahead[t % 4], from.sum + m, products + m * width + j, width);
       }
     }
     kEpilogueAvx512(epilogue, products, width, 0, args.M, n0, columns);

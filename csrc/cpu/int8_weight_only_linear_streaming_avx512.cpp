@@ -17,10 +17,10 @@ inline __m512 dequantize(__m128i codes) { return _mm512_cvtepi32_ps(_mm512_cvtep
 inline float add_lanes(__m512 v) { return _mm512_reduce_add_ps(v); }
 
 // Products of MR rows of x by NR rows of weight, each of `groups` groups of `size` columns. kGrouped multiplies by the
-// group's scale as it dequantises. The weight rows that come next are fetched while these are used.
+// group's scale as it dequantises. The weight `ahead` bytes further is fetched meanwhile.
 template <int MR, int NR, bool kGrouped>
 __attribute__((noinline)) void tile(const float* x, int64_t x_stride, const int8_t* w, int64_t w_stride, int64_t size,
-                                    int64_t groups, const float* scale, float* out, int64_t out_stride) {
+                                    int64_t groups, const float* scale, int64_t ahead, float* out, int64_t out_stride) {
   __m512 acc[MR][NR];
 #pragma GCC unroll 6
   for (int i = 0; i < MR; ++i)
@@ -34,7 +34,7 @@ __attribute__((noinline)) void tile(const float* x, int64_t x_stride, const int8
 #pragma GCC unroll 8
       for (int j = 0; j < NR; ++j) {
         const int8_t* p = w + j * w_stride + k;
-        if constexpr (MR <= 2) _mm_prefetch(p + NR * w_stride, _MM_HINT_T0);
+        _mm_prefetch(p + ahead, _MM_HINT_T1);
         __m512 v = dequantize(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
         if constexpr (kGrouped) v = _mm512_mul_ps(v, _mm512_set1_ps(scale[j * groups + g]));
 #pragma GCC unroll 6
@@ -60,7 +60,8 @@ __attribute__((noinline)) void tile(const float* x, int64_t x_stride, const int8
     for (int j = 0; j < NR; ++j) out[i * out_stride + j] = add_lanes(acc[i][j]);
 }
 
-using Tile = void (*)(const float*, int64_t, const int8_t*, int64_t, int64_t, int64_t, const float*, float*, int64_t);
+using Tile = void (*)(const float*, int64_t, const int8_t*, int64_t, int64_t, int64_t, const float*, int64_t, float*,
+                      int64_t);
 template <bool G>
 constexpr Tile kWide[kTileRows] = {tile<1, 8, G>, tile<2, 8, G>, tile<3, 4, G>,
                                    tile<4, 4, G>, tile<5, 4, G>, tile<6, 4, G>};
@@ -92,6 +93,9 @@ void weight_streaming_tiles(const Int8WeightOnly& args, const Int8MatmulPlan& pl
   const Tile* narrow_tiles = grouped ? kNarrow<true> : kNarrow<false>;
   const int64_t tiles = (args.M + kTileRows - 1) / kTileRows, wide = args.M <= 2 ? 8 : 4;
   const int64_t width = plan.columns_per_item;
+  constexpr int64_t kAheadBytes = 32 << 10;
+  const int64_t wide_bytes = std::max<int64_t>(1, wide * args.weight_stride);
+  const int64_t ahead = std::max<int64_t>(1, kAheadBytes / wide_bytes) * wide_bytes;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n0 = item * width, columns = std::min(width, args.N - n0);
     int64_t step = 0;
@@ -102,7 +106,8 @@ void weight_streaming_tiles(const Int8WeightOnly& args, const Int8MatmulPlan& pl
         const int64_t m = t * args.M / tiles, rows = (t + 1) * args.M / tiles - m;
         (step == 1 ? narrow_tiles : wide_tiles)[rows - 1](
             x + m * x_stride, x_stride, args.weight + n * args.weight_stride, args.weight_stride, args.K / args.groups,
-            args.groups, grouped ? args.group_scale + n * args.groups : nullptr, products + m * width + j, width);
+            args.groups, grouped ? args.group_scale + n * args.groups : nullptr, t == 0 ? ahead : 0,
+            products + m * width + j, width);
       }
     }
     kFloatEpilogueAvx512(args.epilogue, products, width, 0, args.M, n0, columns);
