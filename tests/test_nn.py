@@ -20,7 +20,7 @@ IN, OUT = 24, 10
 def calibration(name: str = "layer") -> CalibrationResult:
     columns = torch.ones(IN)
     columns[[3, 17]] = 50.0
-    return CalibrationResult("absmax", {name: InputStatistics(50.0, columns, 4)})
+    return CalibrationResult("absmax", {name: InputStatistics(50.0, columns, columns, 4)})
 
 
 CONFIGS = {

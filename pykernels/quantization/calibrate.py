@@ -21,11 +21,13 @@ class InputStatistics:
     Attributes:
         threshold: the magnitude that the observer chose to represent by code 127.
         column_absmax: float32 [in_features], the largest magnitude in each column.
+        column_rms: float32 [in_features], the root of the mean square of each column.
         rows: input rows seen.
     """
 
     threshold: float
     column_absmax: Tensor
+    column_rms: Tensor
     rows: int
 
 
@@ -105,6 +107,7 @@ class _Watch:
         self._name = name
         self._observer = observer
         self._column_absmax: Tensor | None = None
+        self._column_squares: Tensor | None = None
         self.rows = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -118,9 +121,12 @@ class _Watch:
                 f"batches: the input of layer {self._name} got NaN or infinite values, accepts finite ones."
             )
         self._column_absmax = columns if self._column_absmax is None else torch.maximum(self._column_absmax, columns)
+        squares = x.double().square().sum(0)
+        self._column_squares = squares if self._column_squares is None else self._column_squares + squares
         self._observer.update(x)
         self.rows += x.shape[0]
 
     def statistics(self) -> InputStatistics:
-        assert self._column_absmax is not None
-        return InputStatistics(self._observer.threshold(), self._column_absmax, self.rows)
+        assert self._column_absmax is not None and self._column_squares is not None
+        rms = (self._column_squares / self.rows).sqrt().float()
+        return InputStatistics(self._observer.threshold(), self._column_absmax, rms, self.rows)
