@@ -23,13 +23,13 @@ class Sizes:
     tokens: int = 512
     windows: int = 12
     calibration: int = 6
-    prefill_rounds: int = 5
-    decode_rounds: int = 12
+    prefill_rounds: int = 4
+    decode_rounds: int = 10
     decode_calls: int = 3
-    new_tokens: int = 32
-    sentences: int = 512
+    new_tokens: int = 28
+    sentences: int = 320
     batch: int = 32
-    encoder_rounds: int = 15
+    encoder_rounds: int = 8
 
 
 QUICK = Sizes(
@@ -133,7 +133,7 @@ def measure_encoder(sizes: Sizes, device: torch.device, steps: Steps) -> list[Ro
 
     for key, count in (("one_ms", 1), ("batch_ms", sizes.batch)):
         batch = {name: value[:count] for name, value in evaluation[0].items()}
-        with steps(f"MiniLM-L6: {count} sentence(s)", total=sizes.encoder_rounds + 1) as advance:
+        with steps(f"MiniLM-L6: {count} sentence{'s' * (count > 1)}", total=sizes.encoder_rounds + 1) as advance:
             calls = {name: _bound(model, batch) for name, model in built.items()}
             _store(rows, key, measure.interleaved_p50(calls, device, sizes.encoder_rounds, advance=advance))
     return list(rows.values())

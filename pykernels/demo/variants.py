@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
+
+import pykernels
 
 Batches = Sequence[Any]
 BASELINE = "float32"
@@ -57,33 +58,24 @@ def _torch_dynamic(model: nn.Module, calibration: Batches) -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(model, qconfig, dtype=torch.qint8, inplace=True)
 
 
-def _pykernels(name: str) -> Any:
-    import pykernels
-
-    try:
-        return attrgetter(name)(pykernels)
-    except AttributeError:
-        raise Absent(f"this pykernels has no {name}") from None
-
-
 def _w8a8(model: nn.Module, calibration: Batches) -> nn.Module:
-    _pykernels("quantize_")(model, _pykernels("Int8DynamicConfig")())
+    pykernels.quantize_(model, pykernels.Int8DynamicConfig())
     return model
 
 
 def _w8a8_smoothed(model: nn.Module, calibration: Batches) -> nn.Module:
-    _pykernels("quantization.smooth_")(model, calibration)
+    pykernels.quantization.smooth_(model, calibration, progress=False)
     return _w8a8(model, calibration)
 
 
 def _w8a8_outliers(model: nn.Module, calibration: Batches) -> nn.Module:
-    result = _pykernels("quantization.calibrate")(model, calibration)
-    _pykernels("quantize_")(model, _pykernels("Int8OutlierConfig")(calibration=result))
+    result = pykernels.quantization.calibrate(model, calibration, progress=False)
+    pykernels.quantize_(model, pykernels.Int8OutlierConfig(calibration=result))
     return model
 
 
 def _w8a16(model: nn.Module, calibration: Batches) -> nn.Module:
-    _pykernels("quantize_")(model, _pykernels("Int8WeightOnlyConfig")())
+    pykernels.quantize_(model, pykernels.Int8WeightOnlyConfig())
     return model
 
 
