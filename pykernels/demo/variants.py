@@ -14,6 +14,8 @@ import pykernels
 
 Batches = Sequence[Any]
 BASELINE = "float32"
+# 6, from models a hundred times larger, leaves most of the outliers of SmolLM2 in: its loss then rises by 0.017.
+OUTLIER_THRESHOLD = 3.0
 
 
 class Absent(RuntimeError):
@@ -70,7 +72,7 @@ def _w8a8_smoothed(model: nn.Module, calibration: Batches) -> nn.Module:
 
 def _w8a8_outliers(model: nn.Module, calibration: Batches) -> nn.Module:
     result = pykernels.quantization.calibrate(model, calibration, progress=False)
-    pykernels.quantize_(model, pykernels.Int8OutlierConfig(calibration=result))
+    pykernels.quantize_(model, pykernels.Int8OutlierConfig(OUTLIER_THRESHOLD, result))
     return model
 
 
