@@ -13,11 +13,13 @@ from pathlib import Path
 
 import torch
 
-from .stats import Samples
-from .timer import CpuTimer, wait_ns
+from .stats import CLEAN_SHARE, Samples
+from .timer import wait_ns
 
-_BYTES = 256 << 20
-_SAMPLES = 15
+_BYTES = 128 << 20
+_CLEAN = 9  # samples of a few milliseconds each
+_TRIES = 60
+_APART = 0.1  # share of a sample in which the threads may start and end apart
 
 
 @dataclass
@@ -57,7 +59,8 @@ class CpuCeilings:
         with ThreadPoolExecutor(self.threads) as pool:
             if self._library is not None:
                 library, name = self._library, self._library.pykernels_ceiling_int8_name().decode()
-                iterations = max(1000, int(1000 * 5e-3 / self._seconds(pool, library.pykernels_ceiling_int8, 1000)))
+                seconds, _ = self._sample(pool, lambda _i: library.pykernels_ceiling_int8(1000), 1)
+                iterations = max(1000, int(1000 * 3e-3 / seconds))
                 operations = library.pykernels_ceiling_int8(iterations) * self.threads
                 seconds = self._median(pool, lambda _i: library.pykernels_ceiling_int8(iterations))
                 self.found.update("int8", f"{name}, {self.threads} threads", operations / seconds)
@@ -65,30 +68,37 @@ class CpuCeilings:
                 self.found.update("read", f"read, {self.threads} threads", part * self.threads / seconds)
             seconds = self._median(pool, lambda i: ctypes.memmove(target + i * part, source + i * part, part))
             self.found.update("copy", f"memmove, {self.threads} threads", 2 * part * self.threads / seconds)
-        samples = Samples()
-        CpuTimer().sample(lambda _index: self._target.copy_(self._source), 0, _SAMPLES, samples)
-        self.found.update("copy", "torch copy_", 2 * _BYTES / statistics.median(samples.used))
+            seconds = self._median(pool, lambda _i: self._target.copy_(self._source), threads=1)
+            self.found.update("copy", "torch copy_", 2 * _BYTES / seconds)
 
-    def _median(self, pool: ThreadPoolExecutor, work: Callable[[int], object]) -> float:
+    def _median(self, pool: ThreadPoolExecutor, work: Callable[[int], object], threads: int = 0) -> float:
+        """The median of _CLEAN clean samples, resting between samples while the machine is busy."""
         samples = Samples()
-        for _ in range(_SAMPLES):
+        for _ in range(_TRIES):
             waited = wait_ns()
-            elapsed = self._seconds(pool, work)
-            samples.add(elapsed, (wait_ns() - waited) * 1e-9 / elapsed)
+            elapsed, apart = self._sample(pool, work, threads or self.threads)
+            wait = (wait_ns() - waited) * 1e-9 / elapsed
+            samples.add(elapsed, max(wait, apart - _APART))
+            if samples.clean == _CLEAN:
+                break
+            if samples.waits[-1] > CLEAN_SHARE:
+                time.sleep(0.1)
         return statistics.median(samples.used)
 
-    def _seconds(self, pool: ThreadPoolExecutor, work: Callable[[int], object], argument: int | None = None) -> float:
-        """From the first thread's start to the last one's end; `argument` replaces the thread's index."""
+    @staticmethod
+    def _sample(pool: ThreadPoolExecutor, work: Callable[[int], object], threads: int) -> tuple[float, float]:
+        """Seconds from the first thread's start to the last one's end, and the share of it that not all of them ran."""
 
         def timed(index: int) -> tuple[float, float]:
             barrier.wait()
             begin = time.perf_counter()
-            work(index if argument is None else argument)
+            work(index)
             return begin, time.perf_counter()
 
-        barrier = threading.Barrier(self.threads)
-        spans = list(pool.map(timed, range(self.threads)))
-        return max(end for _, end in spans) - min(begin for begin, _ in spans)
+        barrier = threading.Barrier(threads)
+        begins, ends = zip(*pool.map(timed, range(threads)), strict=True)
+        span = max(ends) - min(begins)
+        return span, 1 - (min(ends) - max(begins)) / span
 
 
 class CudaCeilings:
