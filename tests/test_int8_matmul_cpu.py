@@ -8,6 +8,7 @@ and many rows, which splits M; (9, 40, 9000) needs two blocks along K; the zeros
 """
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -213,6 +214,18 @@ def test_a_row_does_not_depend_on_the_batch(isa):
     whole = F.int8_linear(x, qw, activation="silu")
     for begin, end in ((0, 1), (5, 8), (10, 26), (30, 90)):
         assert torch.equal(F.int8_linear(x[begin:end], qw, activation="silu"), whole[begin:end])
+
+
+def test_calls_from_several_threads_do_not_share_memory():
+    """Scratch belongs to a thread: products of different shapes, started together, must not disturb each other."""
+    problems = [
+        (torch.randn(m, k), F.quantize_rowwise(torch.randn(n, k))) for m, n, k in ((3, 70, 512), (80, 130, 300)) * 4
+    ]
+    want = [F.int8_linear(x, qw) for x, qw in problems]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            for got, expected in zip(pool.map(lambda p: F.int8_linear(*p), problems), want, strict=True):
+                assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 // AVX2: codes widened to int16, pairs multiplied and added by vpmaddwd. That is exact; vpmaddubsw would saturate.
+#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <algorithm>
@@ -126,3 +127,5 @@ void tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, 
 const Int8MatmulKernels kInt8MatmulAvx2 = {plan, rows, tiles};
 
 }  // namespace pykernels::cpu
+
+#endif

@@ -1,4 +1,5 @@
 // Many rows: a packed once into tiles of 6 rows, b packed a panel of 64 columns at a time, 6 x 64 accumulators.
+#if defined(__x86_64__)
 #include "int8_matmul_avx512.h"
 
 #include <immintrin.h>
@@ -187,3 +188,5 @@ void tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, 
 const Int8MatmulKernels kInt8MatmulAvx512 = {plan, rows, tiles};
 
 }  // namespace pykernels::cpu
+
+#endif

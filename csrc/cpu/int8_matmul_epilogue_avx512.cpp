@@ -1,4 +1,5 @@
 // The epilogue, sixteen columns at a time.
+#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <type_traits>
@@ -95,3 +96,5 @@ const EpilogueFn<int32_t> kEpilogueAvx512 = avx512::epilogue_int32;
 const EpilogueFn<float> kFloatEpilogueAvx512 = avx512::epilogue<float>;
 
 }  // namespace pykernels::cpu
+
+#endif

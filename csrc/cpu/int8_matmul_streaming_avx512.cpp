@@ -1,5 +1,6 @@
 // Few rows: b is read once, in place, 64 bytes of a row at a time against every row of a, so that decoding runs at the
 // speed of memory. Lanes are added up at the end of a row.
+#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <algorithm>
@@ -126,3 +127,5 @@ void streaming_tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* w
 }
 
 }  // namespace pykernels::cpu::avx512
+
+#endif

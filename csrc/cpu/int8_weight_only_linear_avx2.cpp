@@ -1,3 +1,4 @@
+#if defined(__x86_64__)
 #include <algorithm>
 #include <type_traits>
 
@@ -14,3 +15,5 @@ namespace pykernels::cpu {
 const Int8WeightOnlyKernels kInt8WeightOnlyAvx2 = {weight_plan, weight_rows, weight_tiles};
 
 }  // namespace pykernels::cpu
+
+#endif

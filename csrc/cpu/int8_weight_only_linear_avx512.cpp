@@ -1,5 +1,6 @@
 // Many rows: panels of 64 columns of weight are dequantised into the second-level cache, to float32 or, for bfloat16
 // activations on a machine with vdpbf16ps, to bfloat16 (which holds every int8 exactly), and met by 6 x 64 tiles.
+#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <algorithm>
@@ -244,3 +245,5 @@ void tiles(const Int8WeightOnly& args, const Int8MatmulPlan& plan, char* workspa
 const Int8WeightOnlyKernels kInt8WeightOnlyAvx512 = {avx512::plan, avx512::rows, avx512::tiles};
 
 }  // namespace pykernels::cpu
+
+#endif

@@ -1,4 +1,5 @@
 // Few rows: the weight is read once, in place, and dequantised in registers. float32 throughout.
+#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <algorithm>
@@ -115,3 +116,5 @@ void weight_streaming_tiles(const Int8WeightOnly& args, const Int8MatmulPlan& pl
 }
 
 }  // namespace pykernels::cpu::avx512
+
+#endif
