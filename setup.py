@@ -23,6 +23,7 @@ STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_ONLY"]
 # -ffp-contract=off: codes must be bit-equal on every path, and a fused x * inv + u would round differently.
 # -Wno-*uninitialized: GCC 12 warns about its own AVX-512 headers.
 CXXFLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
+CXXFLAGS += [f"-ffile-prefix-map={ROOT}/="]  # error messages name csrc/..., not a folder of the build machine
 CXXFLAGS += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 NVCCFLAGS = [
     "-O3",

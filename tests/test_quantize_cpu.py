@@ -359,7 +359,7 @@ def test_rowwise_errors():
 
 def test_errors_of_the_others():
     for op in (OPS.quantize_colwise, OPS.quantize_both):
-        with pytest.raises(RuntimeError, match=r"expected x to have 2 dimensions, got shape \[2, 3, 4\]"):
+        with pytest.raises(RuntimeError, match=r"expected x to have 2 dimensions, got 3"):
             op(torch.zeros(2, 3, 4))
         with pytest.raises(RuntimeError, match="expected x to be float32, bfloat16 or float16, got float64"):
             op(torch.zeros(2, 3, dtype=torch.float64))

@@ -10,7 +10,7 @@ constexpr int64_t kTileRows = 64;
 std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_both_cpu(const Tensor& x, bool stochastic, int64_t seed) {
   constexpr const char* kOp = "quantize_both";
   check_float(kOp, "x", x);
-  STD_TORCH_CHECK(x.dim() == 2, kOp, ": expected x to have 2 dimensions, got shape ", shape_name(x.sizes()));
+  STD_TORCH_CHECK(x.dim() == 2, kOp, ": expected x to have 2 dimensions, got ", x.dim());
   const Rows rows(x);
   const int64_t M = rows.M, K = rows.K;
 

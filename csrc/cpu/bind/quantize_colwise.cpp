@@ -8,7 +8,7 @@ namespace {
 std::tuple<Tensor, Tensor> quantize_colwise_cpu(const Tensor& x, bool stochastic, int64_t seed) {
   constexpr const char* kOp = "quantize_colwise";
   check_float(kOp, "x", x);
-  STD_TORCH_CHECK(x.dim() == 2, kOp, ": expected x to have 2 dimensions, got shape ", shape_name(x.sizes()));
+  STD_TORCH_CHECK(x.dim() == 2, kOp, ": expected x to have 2 dimensions, got ", x.dim());
   const Rows rows(x);
 
   Tensor q = empty_cpu(rows.sizes, ScalarType::Char);
