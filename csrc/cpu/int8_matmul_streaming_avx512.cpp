@@ -29,6 +29,8 @@ template <int MR, int NR>
 __attribute__((noinline)) void tile(const int8_t* a, int64_t a_stride, const int8_t* b, int64_t b_stride, int64_t K,
                                     const int64_t* ahead, const int32_t* sum, int32_t* out, int64_t out_stride) {
   const __m512i flip = _mm512_set1_epi8(-128);
+  // Measured: few rows outrun the first-level cache, which then takes fewer lines in flight than the second.
+  constexpr auto kHint = MR <= 4 ? _MM_HINT_T1 : _MM_HINT_T0;
   __m512i acc[MR][NR];
 #pragma GCC unroll 6
   for (int i = 0; i < MR; ++i)
@@ -41,7 +43,7 @@ __attribute__((noinline)) void tile(const int8_t* a, int64_t a_stride, const int
 #pragma GCC unroll 8
     for (int j = 0; j < NR; ++j) {
       w[j] = _mm512_xor_si512(flip, _mm512_loadu_si512(b + j * b_stride + k));
-      _mm_prefetch(b + j * b_stride + k + ahead[j], _MM_HINT_T1);
+      _mm_prefetch(b + j * b_stride + k + ahead[j], kHint);
     }
 #pragma GCC unroll 6
     for (int i = 0; i < MR; ++i) {
