@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
-from .stats import CLEAN_SHARE, Samples
-from .timer import wait_ns
+from .stats import Samples
+from .timer import CpuTimer, wait_ns
 
-_BYTES = 128 << 20
-_CLEAN = 9  # samples of a few milliseconds each
-_TRIES = 60
-_APART = 0.1  # share of a sample in which the threads may start and end apart
+_BYTES = 256 << 20
+_PIECES = 32
+_CLEAN = 7  # tries that count
+_TRIES = 40
+_BUSY = 0.1  # share of a try that threads may have waited for a core
 
 
 @dataclass
@@ -54,51 +55,65 @@ class CpuCeilings:
 
     def measure(self) -> None:
         time.sleep(0.05)  # the threads of the last parallel region spin for a while before they give up their cores
-        part = _BYTES // self.threads
+        piece = _BYTES // self.threads // _PIECES
         source, target = self._source.data_ptr(), self._target.data_ptr()
+
+        def offset(index: int, turn: int) -> int:
+            return (index * _PIECES + turn) * piece
+
         with ThreadPoolExecutor(self.threads) as pool:
             if self._library is not None:
                 library, name = self._library, self._library.pykernels_ceiling_int8_name().decode()
-                seconds, _ = self._sample(pool, lambda _i: library.pykernels_ceiling_int8(1000), 1)
-                iterations = max(1000, int(1000 * 3e-3 / seconds))
-                operations = library.pykernels_ceiling_int8(iterations) * self.threads
-                seconds = self._median(pool, lambda _i: library.pykernels_ceiling_int8(iterations))
-                self.found.update("int8", f"{name}, {self.threads} threads", operations / seconds)
-                seconds = self._median(pool, lambda i: library.pykernels_ceiling_read(source + i * part, part))
-                self.found.update("read", f"read, {self.threads} threads", part * self.threads / seconds)
-            seconds = self._median(pool, lambda i: ctypes.memmove(target + i * part, source + i * part, part))
-            self.found.update("copy", f"memmove, {self.threads} threads", 2 * part * self.threads / seconds)
-            seconds = self._median(pool, lambda _i: self._target.copy_(self._source), threads=1)
-            self.found.update("copy", "torch copy_", 2 * _BYTES / seconds)
-
-    def _median(self, pool: ThreadPoolExecutor, work: Callable[[int], object], threads: int = 0) -> float:
-        """The median of _CLEAN clean samples, resting between samples while the machine is busy."""
+                begin = time.perf_counter()
+                operations = library.pykernels_ceiling_int8(1000)
+                iterations = max(1000, int(1000 * 1e-3 / (time.perf_counter() - begin)))
+                rate = self._rate(pool, lambda _i, _t: library.pykernels_ceiling_int8(iterations))
+                self.found.update("int8", f"{name}, {self.threads} threads", rate * operations * iterations / 1000)
+                rate = self._rate(pool, lambda i, t: library.pykernels_ceiling_read(source + offset(i, t), piece))
+                self.found.update("read", f"read, {self.threads} threads", rate * piece)
+            rate = self._rate(pool, lambda i, t: ctypes.memmove(target + offset(i, t), source + offset(i, t), piece))
+            self.found.update("copy", f"memmove, {self.threads} threads", 2 * rate * piece)
         samples = Samples()
+        CpuTimer().sample(lambda _index: self._target.copy_(self._source), 0, 9, samples)
+        self.found.update("copy", "torch copy_", 2 * _BYTES / statistics.median(samples.used))
+
+    def _rate(self, pool: ThreadPoolExecutor, work: Callable[[int, int], object]) -> float:
+        """Pieces of work a second by all threads: the median over tries that no other process disturbed.
+
+        Each thread works through _PIECES pieces. Its rate is that of its median piece among those that lie in the time
+        in which every thread was at work: threads start apart, and a piece can lose its core.
+        """
+        found: list[tuple[float, float]] = []
         for _ in range(_TRIES):
             waited = wait_ns()
-            elapsed, apart = self._sample(pool, work, threads or self.threads)
-            wait = (wait_ns() - waited) * 1e-9 / elapsed
-            samples.add(elapsed, max(wait, apart - _APART))
-            if samples.clean == _CLEAN:
+            spans = self._pieces(pool, work)
+            first, last = max(thread[0][0] for thread in spans), min(thread[-1][1] for thread in spans)
+            shared = [[end - begin for begin, end in thread if begin >= first and end <= last] for thread in spans]
+            if min(map(len, shared)) < _PIECES // 4:
+                time.sleep(0.05)
+                continue
+            wait = (wait_ns() - waited) * 1e-9 / (last - first)
+            found.append((wait, sum(1 / statistics.median(thread) for thread in shared)))
+            if sum(wait < _BUSY for wait, _ in found) == _CLEAN:
                 break
-            if samples.waits[-1] > CLEAN_SHARE:
-                time.sleep(0.1)
-        return statistics.median(samples.used)
+            if wait > _BUSY:
+                time.sleep(0.05)
+        if not found:
+            return 0.0
+        return statistics.median(rate for _, rate in sorted(found)[:_CLEAN])
 
-    @staticmethod
-    def _sample(pool: ThreadPoolExecutor, work: Callable[[int], object], threads: int) -> tuple[float, float]:
-        """Seconds from the first thread's start to the last one's end, and the share of it that not all of them ran."""
-
-        def timed(index: int) -> tuple[float, float]:
+    def _pieces(self, pool: ThreadPoolExecutor, work: Callable[[int, int], object]) -> list[list[tuple[float, float]]]:
+        def thread(index: int) -> list[tuple[float, float]]:
             barrier.wait()
-            begin = time.perf_counter()
-            work(index)
-            return begin, time.perf_counter()
+            spans = []
+            for turn in range(_PIECES):
+                begin = time.perf_counter()
+                work(index, turn)
+                spans.append((begin, time.perf_counter()))
+            return spans
 
-        barrier = threading.Barrier(threads)
-        begins, ends = zip(*pool.map(timed, range(threads)), strict=True)
-        span = max(ends) - min(begins)
-        return span, 1 - (min(ends) - max(begins)) / span
+        barrier = threading.Barrier(self.threads)
+        return list(pool.map(thread, range(self.threads)))
 
 
 class CudaCeilings:
