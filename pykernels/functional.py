@@ -133,7 +133,11 @@ def int8_linear(
     """
     weight, scale = qweight
     code = 0 if activation is None else activation_code("int8_linear", activation)
-    return _ops.int8_linear.default(autocast(x), weight, scale, bias, residual, code, x_scale, out_dtype)
+    x = autocast(x)
+    if _wants_no_gradient(x, bias, residual):
+        with torch._C._AutoDispatchBelowAutograd():
+            return _ops.int8_linear.default(x, weight, scale, bias, residual, code, x_scale, out_dtype)
+    return _ops.int8_linear.default(x, weight, scale, bias, residual, code, x_scale, out_dtype)
 
 
 def int8_weight_only_linear(
@@ -146,7 +150,11 @@ def int8_weight_only_linear(
     """
     weight, scale = qweight
     code = 0 if activation is None else activation_code("int8_weight_only_linear", activation)
-    return _ops.int8_weight_only_linear.default(autocast(x), weight, scale, bias, code)
+    x = autocast(x)
+    if _wants_no_gradient(x, bias):
+        with torch._C._AutoDispatchBelowAutograd():
+            return _ops.int8_weight_only_linear.default(x, weight, scale, bias, code)
+    return _ops.int8_weight_only_linear.default(x, weight, scale, bias, code)
 
 
 def int8_linear_outliers(
@@ -173,6 +181,16 @@ def int8_linear_outliers(
     return _ops.int8_linear_outliers.default(
         autocast(x), weight, scale, bias, threshold, MODES[mode], columns, weight_fp
     )
+
+
+def _wants_no_gradient(x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None = None) -> bool:
+    """Whether an eager call may step past autograd: its Python entry costs more than a small decoding product."""
+    if torch.compiler.is_compiling():
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    rest = (bias is not None and bias.requires_grad) or (residual is not None and residual.requires_grad)
+    return not (x.requires_grad or rest)
 
 
 def _per_row(q: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
