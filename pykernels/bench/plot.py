@@ -115,9 +115,7 @@ def roofline(pyplot: Any, rows: list[Row]) -> Any:
         axes.plot([low, peak / read, high], [read * low * 1e-12, peak * 1e-12, peak * 1e-12], color="#222222")
         peak_text, read_text = f"{names['int8']}: {peak * 1e-12:.3g} TOPS", f"{names['read']}: {read * 1e-9:.3g} GB/s"
         axes.text(high, peak * 1.06e-12, peak_text, ha="right", va="bottom", fontsize=9)
-        axes.annotate(
-            read_text, (low * 3, read * low * 3e-12), (-8, 4), textcoords="offset points", ha="right", fontsize=9
-        )
+        axes.annotate(read_text, (low * 3, read * low * 3e-12), (12, -10), textcoords="offset points", fontsize=9)
     looks = {
         "int8_linear": ("o", OURS),
         "int8_matmul": ("s", "#1565c0"),
