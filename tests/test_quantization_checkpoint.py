@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,18 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         assert file.get_slice("a.weight").get_shape() == [rows, columns]
 
 
+@pytest.fixture
+def usual_handlers() -> Iterator[None]:
+    """The handlers of a program run by hand: under a shell's `&`, Python starts with SIGINT ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class TestNothingHalfDone:
+    @pytest.mark.usefixtures("usual_handlers")
     @pytest.mark.parametrize(
         ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
     )

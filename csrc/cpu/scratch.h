@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <new>
 
+#include "huge_pages.h"
+
 namespace pykernels::cpu {
 
 class Scratch {
@@ -20,6 +22,7 @@ class Scratch {
       release();
       data_ = static_cast<char*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{kAlignment}));
       capacity_ = bytes;
+      advise_huge_pages(data_, bytes);
     }
     return data_;
   }

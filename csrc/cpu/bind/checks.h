@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../../launchers.h"
+#include "../huge_pages.h"
 
 namespace pykernels::cpu {
 
@@ -91,6 +92,16 @@ inline Tensor empty_cpu(const std::vector<int64_t>& sizes, ScalarType dtype) {
                                                          strides.data(), code, aoti_torch_device_type_cpu(), 0,
                                                          &handle));
   return Tensor(handle);
+}
+
+// An uninitialised result. Only sizes that malloc maps afresh at every call are worth the hint; a weight that is
+// quantised once is then streamed from huge pages ever after.
+inline Tensor empty_result(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  constexpr int64_t kWorthAdvice = 4 << 20;
+  Tensor out = empty_cpu(sizes, dtype);
+  const int64_t bytes = out.numel() * static_cast<int64_t>(out.element_size());
+  if (bytes >= kWorthAdvice) advise_huge_pages(out.mutable_data_ptr(), bytes);
+  return out;
 }
 
 // x [..., K] as M rows with stride 1 inside and one stride between them; copied only when it does not lie that way.

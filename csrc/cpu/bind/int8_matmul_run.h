@@ -4,10 +4,6 @@
 #include <atomic>
 #include <optional>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "../scratch.h"
 #include "checks.h"
 
@@ -27,25 +23,6 @@ void parallel_items(int64_t items, int64_t at_once, const F& f) {
     for (int64_t batch; (batch = next.fetch_add(1, std::memory_order_relaxed)) < batches;)
       f(batch * at_once, std::min(items, (batch + 1) * at_once));
   });
-}
-
-// Asks for huge pages under a large fresh tensor: touching it by 4 KiB pages costs more than writing it.
-inline void advise_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kHuge = 2 << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) & ~(kHuge - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(kHuge - 1);
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: failure is harmless
-#endif
-}
-
-// An uninitialised result. Only sizes that malloc maps afresh at every call are worth the hint.
-inline Tensor empty_result(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  constexpr int64_t kWorthAdvice = 4 << 20;
-  Tensor out = empty_cpu(sizes, dtype);
-  const int64_t bytes = out.numel() * static_cast<int64_t>(out.element_size());
-  if (bytes >= kWorthAdvice) advise_huge_pages(out.mutable_data_ptr(), bytes);
-  return out;
 }
 
 // Work below this many products of int8 is not worth waking a thread for.

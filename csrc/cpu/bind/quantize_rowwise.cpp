@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor> quantize_rowwise_cpu(const Tensor& x, bool stochastic
   std::optional<Tensor> given;
   if (scale.has_value()) given = check_scale(*scale, rows);
 
-  Tensor q = empty_cpu(rows.sizes, ScalarType::Char);
+  Tensor q = empty_result(rows.sizes, ScalarType::Char);
   Tensor scale_out = empty_cpu({rows.sizes.begin(), rows.sizes.end() - 1}, ScalarType::Float);
   QuantizeRowwise args;
   args.x = rows.tensor.const_data_ptr();
