@@ -1,5 +1,7 @@
 """Every Python block of the README and the docs runs, alone, and the files they link to exist."""
 
+import csv
+import os
 import re
 import subprocess
 import sys
@@ -36,6 +38,41 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    import os
-
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def demo_table(model: str, columns: dict[str, tuple[str, str]]) -> str:
+    """The Markdown table of one model's rows in benchmarks/results/accuracy-cpu.csv."""
+    with (ROOT / "benchmarks" / "results" / "accuracy-cpu.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == model]
+    lines = [
+        "| |" + "|".join(f" {heading} " for heading, _ in columns.values()) + "|",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for row in rows:
+        cells = [format(float(row[key]) / (1e6 if key == "bytes" else 1), how) for key, (_, how) in columns.items()]
+        lines.append(f"| {row['variant']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+LANGUAGE = {
+    "bytes": ("MB", ".0f"),
+    "prefill_ms": ("prefill 512, ms", ".0f"),
+    "decode_ms": ("decode 1, ms", ".1f"),
+    "loss": ("loss", ".4f"),
+    "loss_rise": ("rise", "+.4f"),
+}
+ENCODER = {
+    "bytes": ("MB", ".0f"),
+    "one_ms": ("1 sentence, ms", ".1f"),
+    "batch_ms": ("32 sentences, ms", ".0f"),
+    "cosine": ("cosine to float32", ".5f"),
+    "neighbour_agreement": ("same nearest neighbour", ".1%"),
+}
+
+
+@pytest.mark.parametrize(("model", "columns"), [("SmolLM2-135M", LANGUAGE), ("MiniLM-L6", ENCODER)])
+def test_the_readme_shows_the_committed_figures(model: str, columns: dict[str, tuple[str, str]]) -> None:
+    table = demo_table(model, columns)
+    assert len(table.splitlines()) >= 8
+    assert table in (ROOT / "README.md").read_text(), f"paste this into README.md:\n{table}"
