@@ -26,6 +26,10 @@ struct Avx2 {
   static F set1(float value) { return _mm256_set1_ps(value); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F sqrt(F v) { return _mm256_sqrt_ps(v); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static float reduce_min(F v) {
@@ -34,6 +38,21 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_min_ss(pair, _mm_movehdup_ps(pair)));
   }
   static float reduce_max(F v) { return -reduce_min(_mm256_xor_ps(v, set1(-0.0f))); }
+  static float reduce_add(F v) {
+    const __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+  }
+  static F abs(F v) { return _mm256_andnot_ps(set1(-0.0f), v); }
+  static F copy_sign(F magnitude, F sign) { return _mm256_or_ps(abs(magnitude), _mm256_and_ps(sign, set1(-0.0f))); }
+  // a < b ? yes : no; false for NaN.
+  static F if_less(F a, F b, F yes, F no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+  // v where x is a number, x where it is NaN.
+  static F keep_nan(F x, F v) { return _mm256_blendv_ps(v, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
+  // 2^n, -126 <= n <= 127.
+  static F power_of_two(I n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+  }
   // 0 wherever the factor is 0, even for NaN.
   static F mul_live(F v, F factor) {
     return _mm256_and_ps(mul(v, factor), _mm256_cmp_ps(factor, _mm256_setzero_ps(), _CMP_NEQ_OQ));

@@ -36,10 +36,28 @@ struct Portable {
   static F set1(float value) { return F{value, value, value, value}; }
   static F mul(F a, F b) { return a * b; }
   static F add(F a, F b) { return a + b; }
+  static F sub(F a, F b) { return a - b; }
+  static F div(F a, F b) { return a / b; }
+  static F sqrt(F v) {
+    return F{__builtin_sqrtf(v[0]), __builtin_sqrtf(v[1]), __builtin_sqrtf(v[2]), __builtin_sqrtf(v[3])};
+  }
+  // Rounds twice: a true fused product is a library call here.
+  static F fma(F a, F b, F c) { return a * b + c; }
   static F min(F a, F b) { return a < b ? a : b; }
   static F max(F a, F b) { return a > b ? a : b; }
   static float reduce_min(F v) { return std::min(std::min(v[0], v[1]), std::min(v[2], v[3])); }
   static float reduce_max(F v) { return std::max(std::max(v[0], v[1]), std::max(v[2], v[3])); }
+  static float reduce_add(F v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+  static F abs(F v) { return reinterpret_cast<F>(reinterpret_cast<I>(v) & 0x7fffffff); }
+  static F copy_sign(F magnitude, F sign) {
+    return reinterpret_cast<F>(abs_bits(magnitude) | (reinterpret_cast<I>(sign) & static_cast<int32_t>(0x80000000)));
+  }
+  // a < b ? yes : no; false for NaN.
+  static F if_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
+  // v where x is a number, x where it is NaN.
+  static F keep_nan(F x, F v) { return x == x ? v : x; }
+  // 2^n, -126 <= n <= 127.
+  static F power_of_two(I n) { return reinterpret_cast<F>((n + 127) << 23); }
   // 0 wherever the factor is 0, even for NaN.
   static F mul_live(F v, F factor) { return factor != 0.0f ? v * factor : F{}; }
   static F clamp(F v, float lo, float hi) {
