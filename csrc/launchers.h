@@ -1,4 +1,4 @@
-// The types every launcher shares, and one section of plain functions per operation.
+// The types every launcher shares, and the functions of the INT8 operations; launchers/<op>.h holds the others.
 // Raw pointers, sizes, strides in elements, and a range or a stream. No torch header is included here or below.
 #pragma once
 

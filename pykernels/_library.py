@@ -29,6 +29,7 @@ class Op:
     fake: Callable[..., Any]
     triton: bool = False
     composite: bool = False
+    module: str = ""  # of pykernels.kernels, where its Triton launcher is
 
 
 @dataclass
@@ -53,13 +54,14 @@ def define(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     *,
-    triton: bool = True,
+    triton: bool | str = True,
     composite: bool = False,
     tags: tuple[Any, ...] = (),
 ) -> Op:
     """Defines `pykernels::<schema>` with its reference for every device and its fake function.
 
-    triton: kernels/<op>.py has a launcher of the op's name with the op's arguments.
+    triton: kernels/<op>.py has a launcher of the op's name with the op's arguments; a string names another module of
+    kernels/ that has it.
     composite: the op is made of other ops of ours, so that no backend implements it itself.
     """
     LIB.define(schema, tags=tags)
@@ -67,7 +69,8 @@ def define(
     reference = _without_autocast(reference)
     LIB.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIB)
-    op = Op(name, reference, fake, triton and not composite, composite)
+    module = triton if isinstance(triton, str) else name
+    op = Op(name, reference, fake, bool(triton) and not composite, composite, module)
     OPS[name] = op
     return op
 
@@ -88,7 +91,7 @@ def _without_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
 
 def triton_launcher(name: str) -> Callable[..., Any]:
     """The Triton launcher of an op, imported on first use: importing triton costs a second."""
-    return getattr(importlib.import_module(f"pykernels.kernels.{name}"), name)
+    return getattr(importlib.import_module(f"pykernels.kernels.{OPS[name].module}"), name)
 
 
 def _lazy_triton(name: str) -> Callable[..., Any]:

@@ -10,10 +10,15 @@ import torch
 import pykernels
 import pykernels.functional as F
 from pykernels import _library
+from tests import opcheck_samples
 
 
 def _samples() -> dict[str, tuple]:
     """One call of each operator with every tensor argument it can take."""
+    return _int8_samples() | opcheck_samples.collect()
+
+
+def _int8_samples() -> dict[str, tuple]:
     x = torch.randn(6, 40)
     w, w_scale = F.quantize_rowwise(torch.randn(24, 40))
     a, a_scale = F.quantize_rowwise(x)

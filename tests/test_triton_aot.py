@@ -130,6 +130,9 @@ def _calls():
         int8_weight_only_linear.UNALIGNED,
         lambda: weight_only(x(16, 1000, f32), codes(99, 1000), scale(99, 40), scale(99), 2),
     )
+    from tests import triton_aot_calls
+
+    yield from triton_aot_calls.collect()
 
 
 def _resources(cubin: bytes, tools: Path) -> dict[str, int | list[str]]:
