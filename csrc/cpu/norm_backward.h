@@ -47,11 +47,11 @@ void norm_backward_block(const NormBackward& args, int64_t m, float* weight_sums
     }
   }
 
-  F along[R], constant[R];  // grad_x = g * rstd - x_hat * along - constant
+  F along[R], constant[R];  // grad_x = (g - x_hat * along - constant) * rstd
   for (int r = 0; r < R; ++r) {
-    const double scale = args.rstd[m + r], columns = static_cast<double>(K);
-    along[r] = S::set1(static_cast<float>(-scale * scale * products[r] / columns));
-    constant[r] = S::set1(static_cast<float>(-scale * gradients[r] / columns));
+    const double columns = static_cast<double>(K);
+    along[r] = S::set1(static_cast<float>(-args.rstd[m + r] * products[r] / columns));
+    constant[r] = S::set1(static_cast<float>(gradients[r] / columns));
   }
   sweep<S>(0, K, [&](auto lanes, int64_t k, int) {
     const F weight = args.weight != nullptr ? lanes.load(args.weight + k) : one;
@@ -64,8 +64,9 @@ void norm_backward_block(const NormBackward& args, int64_t m, float* weight_sums
       v = S::mul(v, rstd[r]);
       weight_sum = S::fma(g, v, weight_sum);
       bias_sum = S::add(bias_sum, g);
-      F out = kCentre ? S::fma(v, along[r], constant[r]) : S::mul(v, along[r]);
-      out = S::fma(S::mul(g, weight), rstd[r], out);
+      F out = S::mul(g, weight);
+      if constexpr (kCentre) out = S::sub(out, constant[r]);
+      out = S::mul(S::fma(v, along[r], out), rstd[r]);
       if (args.grad_h != nullptr) out = S::add(out, lanes.load(grad_h[r] + k));
       lanes.store(grad_x[r] + k, out);
     }
