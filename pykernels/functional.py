@@ -11,6 +11,8 @@ from .ops._enums import activation_code
 from .ops.int8_linear_outliers import MODES
 from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
 from .ops.int8_training import int8_training_linear as int8_training_linear
+from .ops.layer_norm import layer_norm as layer_norm
+from .ops.rms_norm import rms_norm as rms_norm
 
 _ops = torch.ops.pykernels
 QWeight = tuple[torch.Tensor, torch.Tensor]

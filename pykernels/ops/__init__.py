@@ -7,10 +7,12 @@ from . import (
     int8_matmul,
     int8_training,
     int8_weight_only_linear,
+    layer_norm,
     quantize_asymmetric,
     quantize_blockwise,
     quantize_colwise,
     quantize_rowwise,
+    rms_norm,
 )
 
 __all__ = [
@@ -20,8 +22,10 @@ __all__ = [
     "int8_matmul",
     "int8_training",
     "int8_weight_only_linear",
+    "layer_norm",
     "quantize_asymmetric",
     "quantize_blockwise",
     "quantize_colwise",
     "quantize_rowwise",
+    "rms_norm",
 ]
