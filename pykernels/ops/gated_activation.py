@@ -68,10 +68,9 @@ def _normal_cdf(x: torch.Tensor) -> torch.Tensor:
     return 0.5 * torch.special.erfc(x * -math.sqrt(0.5))  # 1 + erf would cancel for x < 0
 
 
-def _tanh_sigmoid(x: torch.Tensor) -> torch.Tensor:
+def _twice_u(x: torch.Tensor) -> torch.Tensor:
     """0.5 (1 + tanh(u)) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    x = x.clamp(-12, 12)  # where sigmoid is 0 or 1 in float32 and float64's gradient is below 1e-50
-    return torch.sigmoid(math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x))
+    return math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x)
 
 
 def activate(x: torch.Tensor, activation: int) -> torch.Tensor:
@@ -81,7 +80,7 @@ def activate(x: torch.Tensor, activation: int) -> torch.Tensor:
     if activation == _GELU:
         return x * _normal_cdf(x)
     if activation == _GELU_TANH:
-        return x * _tanh_sigmoid(x)
+        return x * torch.sigmoid(_twice_u(x))
     if activation == _SILU:
         return x * torch.sigmoid(x)
     return torch.relu(x).square()
@@ -94,12 +93,12 @@ def derivative(x: torch.Tensor, activation: int) -> torch.Tensor:
     if activation == _GELU:
         return _normal_cdf(x) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     if activation == _GELU_TANH:
-        s, limited = _tanh_sigmoid(x), x.clamp(-12, 12)
-        slope = math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * limited * limited)
-        return s + limited * s * (1 - s) * slope
+        x = x.clamp(-30, 30)  # where x^3 is far from overflow and the sigmoid has long been 0 or 1
+        s, rest = torch.sigmoid(_twice_u(x)), torch.sigmoid(-_twice_u(x))  # 1 - s would cancel
+        return s + x * s * rest * math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x * x)
     if activation == _SILU:
         s = torch.sigmoid(x)
-        return s * (1 + x * (1 - s))
+        return s * (1 + x * torch.sigmoid(-x))
     return 2 * torch.relu(x)
 
 
