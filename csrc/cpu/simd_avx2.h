@@ -23,6 +23,20 @@ struct Avx2 {
     return load(padded);
   }
 
+  // 2 * kWidth elements in whatever order is cheapest for the format; store2 of the same type undoes it.
+  struct Two {
+    F a, b;
+  };
+  template <class T>
+  static Two load2(const T* p) {
+    return {load(p), load(p + kWidth)};
+  }
+  static Two load2(const bf16* p) {
+    const I both = _mm256_loadu_si256(reinterpret_cast<const I*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000))))};
+  }
+
   static F set1(float value) { return _mm256_set1_ps(value); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
@@ -53,6 +67,8 @@ struct Avx2 {
   static F power_of_two(I n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
   }
+  // 2^n of 1.5 * 2^23 + 127 + n, -126 <= n <= 127: adding rounds to an integer and leaves it in the low bits.
+  static F power_of_low_bits(F v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 23)); }
   // 0 wherever the factor is 0, even for NaN.
   static F mul_live(F v, F factor) {
     return _mm256_and_ps(mul(v, factor), _mm256_cmp_ps(factor, _mm256_setzero_ps(), _CMP_NEQ_OQ));
@@ -72,6 +88,21 @@ struct Avx2 {
     const I words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, unordered), 16);
     const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+  }
+  template <class T>
+  static void store2(T* p, Two v) {
+    store(p, v.a), store(p + kWidth, v.b);
+  }
+  // A NaN must have a low half of 0, as those have that are made by the processor or came from bf16.
+  static void store2(bf16* p, Two v) {
+    const I even = _mm256_srli_epi32(round_to_bf16(v.a), 16);
+    _mm256_storeu_si256(reinterpret_cast<I*>(p), _mm256_blend_epi16(even, round_to_bf16(v.b), 0xaa));
+  }
+  // To nearest even, in the upper half.
+  static I round_to_bf16(F v) {
+    const I bits = _mm256_castps_si256(v);
+    const I odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   }
   template <class T>
   static void store_tail(T* p, F v, int n) {

@@ -33,6 +33,15 @@ struct Portable {
     return load(padded);
   }
 
+  // 2 * kWidth elements in whatever order is cheapest for the format; store2 of the same type undoes it.
+  struct Two {
+    F a, b;
+  };
+  template <class T>
+  static Two load2(const T* p) {
+    return {load(p), load(p + kWidth)};
+  }
+
   static F set1(float value) { return F{value, value, value, value}; }
   static F mul(F a, F b) { return a * b; }
   static F add(F a, F b) { return a + b; }
@@ -58,6 +67,8 @@ struct Portable {
   static F keep_nan(F x, F v) { return x == x ? v : x; }
   // 2^n, -126 <= n <= 127.
   static F power_of_two(I n) { return reinterpret_cast<F>((n + 127) << 23); }
+  // 2^n of 1.5 * 2^23 + 127 + n, -126 <= n <= 127: adding rounds to an integer and leaves it in the low bits.
+  static F power_of_low_bits(F v) { return reinterpret_cast<F>(reinterpret_cast<I>(v) << 23); }
   // 0 wherever the factor is 0, even for NaN.
   static F mul_live(F v, F factor) { return factor != 0.0f ? v * factor : F{}; }
   static F clamp(F v, float lo, float hi) {
@@ -69,6 +80,10 @@ struct Portable {
   template <class T>
   static void store(T* p, F v) {
     for (int j = 0; j < kWidth; ++j) p[j] = from_float<T>(v[j]);
+  }
+  template <class T>
+  static void store2(T* p, Two v) {
+    store(p, v.a), store(p + kWidth, v.b);
   }
   template <class T>
   static void store_tail(T* p, F v, int n) {
