@@ -8,9 +8,13 @@ import torch
 
 from .ops._autocast import autocast
 from .ops._enums import activation_code
+from .ops.dropout import dropout as dropout
+from .ops.dropout import dropout_key as dropout_key
 from .ops.int8_linear_outliers import MODES
 from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
 from .ops.int8_training import int8_training_linear as int8_training_linear
+from .ops.rope import rope as rope
+from .ops.rope import rope_tables as rope_tables
 
 _ops = torch.ops.pykernels
 QWeight = tuple[torch.Tensor, torch.Tensor]

@@ -2,6 +2,7 @@
 
 from . import (
     dequantize,
+    dropout,
     int8_linear,
     int8_linear_outliers,
     int8_matmul,
@@ -11,10 +12,12 @@ from . import (
     quantize_blockwise,
     quantize_colwise,
     quantize_rowwise,
+    rope,
 )
 
 __all__ = [
     "dequantize",
+    "dropout",
     "int8_linear",
     "int8_linear_outliers",
     "int8_matmul",
@@ -24,4 +27,5 @@ __all__ = [
     "quantize_blockwise",
     "quantize_colwise",
     "quantize_rowwise",
+    "rope",
 ]
