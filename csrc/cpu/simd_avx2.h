@@ -49,6 +49,8 @@ struct Avx2 {
   static F if_less(F a, F b, F yes, F no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return _mm256_blendv_ps(v, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
+  // The two elements of every pair in each other's place.
+  static F swap_pairs(F v) { return _mm256_permute_ps(v, 0xb1); }
   // 2^n, -126 <= n <= 127.
   static F power_of_two(I n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));

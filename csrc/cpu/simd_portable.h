@@ -56,6 +56,8 @@ struct Portable {
   static F if_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return x == x ? v : x; }
+  // The two elements of every pair in each other's place.
+  static F swap_pairs(F v) { return F{v[1], v[0], v[3], v[2]}; }
   // 2^n, -126 <= n <= 127.
   static F power_of_two(I n) { return reinterpret_cast<F>((n + 127) << 23); }
   // 0 wherever the factor is 0, even for NaN.
