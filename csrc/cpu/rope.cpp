@@ -1,8 +1,7 @@
 // The launcher: picks the table of the instruction set in force and the entry of the dtype.
-#include <vector>
-
 #include "isa.h"
 #include "rope_kernels.h"
+#include "scratch.h"
 
 namespace pykernels::cpu {
 namespace {
@@ -24,8 +23,10 @@ const RopeKernels& kernels() {
 }  // namespace
 
 void rope(const Rope& args, int64_t begin, int64_t end) {
-  std::vector<float> scratch(kRopeTile * 4 * args.pairs);
-  kernels().rotate[static_cast<int>(args.dtype)](args, begin, end, scratch.data());
+  static thread_local Scratch scratch;
+  const int64_t floats = kRopeTile * 4 * args.pairs + args.D;
+  float* tables = reinterpret_cast<float*>(scratch.get(floats * static_cast<int64_t>(sizeof(float))));
+  kernels().rotate[static_cast<int>(args.dtype)](args, begin, end, tables);
 }
 
 }  // namespace pykernels::cpu

@@ -76,12 +76,17 @@ void rotate_head(const Rope& args, const T* x, T* out, const float* c, const flo
 
 // Walks the input in the order in which it lies: heads inside positions, or positions inside heads.
 template <class S, class T>
-void rotate_tile(const Rope& args, const RopeTensor& t, int64_t row, int64_t count, const float* c, const float* s) {
+void rotate_tile(const Rope& args, const RopeTensor& t, int64_t row, int64_t count, const float* c, const float* s,
+                 T* line) {
   if (t.x == nullptr) return;
   const auto one = [&](int64_t r, int64_t h) {
     const int64_t at = (row + r) / args.S * t.batch_stride + (row + r) % args.S * t.seq_stride + h * t.head_stride;
     T* out = static_cast<T*>(t.out) + ((row + r) * t.heads + h) * args.D;
-    rotate_head<S>(args, static_cast<const T*>(t.x) + at, out, c + r * 2 * args.pairs, s + r * 2 * args.pairs);
+    rotate_head<S>(args, static_cast<const T*>(t.x) + at, args.stream ? line : out, c + r * 2 * args.pairs,
+                   s + r * 2 * args.pairs);
+    if (!args.stream) return;
+    for (int64_t byte = 0; byte < args.D * static_cast<int64_t>(sizeof(T)); byte += 64)
+      S::stream_line(reinterpret_cast<int8_t*>(out) + byte, reinterpret_cast<const int8_t*>(line) + byte);
   };
   if (t.head_stride <= t.seq_stride) {
     for (int64_t r = 0; r < count; ++r)
@@ -95,7 +100,8 @@ void rotate_tile(const Rope& args, const RopeTensor& t, int64_t row, int64_t cou
 template <class S, class T>
 void rope_rows(const Rope& args, int64_t begin, int64_t end, float* scratch) {
   float* c = scratch;
-  float* s = scratch + kRopeTile * 2 * args.pairs;
+  float* s = c + kRopeTile * 2 * args.pairs;
+  T* line = reinterpret_cast<T*>(s + kRopeTile * 2 * args.pairs);
   for (int64_t row = begin; row < end; row += kRopeTile) {
     const int64_t count = end - row < kRopeTile ? end - row : kRopeTile;
     if (args.table_dtype == DType::f32) {
@@ -105,9 +111,10 @@ void rope_rows(const Rope& args, int64_t begin, int64_t end, float* scratch) {
     } else {
       rope_table<f16>(args, row, count, c, s);
     }
-    rotate_tile<S, T>(args, args.q, row, count, c, s);
-    rotate_tile<S, T>(args, args.k, row, count, c, s);
+    rotate_tile<S, T>(args, args.q, row, count, c, s, line);
+    rotate_tile<S, T>(args, args.k, row, count, c, s, line);
   }
+  if (args.stream) S::fence();
 }
 
 template <class S>

@@ -6,10 +6,10 @@
 namespace pykernels::cpu {
 
 // Positions whose cosines and sines are made ready at once.
-inline constexpr int64_t kRopeTile = 8;
+inline constexpr int64_t kRopeTile = 32;
 
 struct RopeKernels {
-  // scratch: kRopeTile * 4 * pairs floats.
+  // scratch: kRopeTile * 4 * pairs + D floats, aligned to 64 bytes.
   void (*rotate[3])(const Rope&, int64_t begin, int64_t end, float* scratch);
 };
 

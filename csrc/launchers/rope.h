@@ -31,6 +31,7 @@ struct Rope {
   int64_t ids_stride = 0;
   bool interleaved = false;
   bool inverse = false;
+  bool stream = false;  // write past the caches: out is larger than they are, and each head is whole lines of 64 bytes
 };
 
 namespace cpu {
