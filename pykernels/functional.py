@@ -17,6 +17,13 @@ from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
 from .ops.int8_training import int8_training_linear as int8_training_linear
 from .ops.layer_norm import layer_norm as layer_norm
 from .ops.rms_norm import rms_norm as rms_norm
+from .ops.dropout import dropout as dropout
+from .ops.dropout import dropout_key as dropout_key
+from .ops.int8_linear_outliers import MODES
+from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
+from .ops.int8_training import int8_training_linear as int8_training_linear
+from .ops.rope import rope as rope
+from .ops.rope import rope_tables as rope_tables
 
 _ops = torch.ops.pykernels
 QWeight = tuple[torch.Tensor, torch.Tensor]

@@ -3,6 +3,7 @@
 from . import (
     dequantize,
     gated_activation,
+    dropout,
     int8_linear,
     int8_linear_outliers,
     int8_matmul,
@@ -14,11 +15,13 @@ from . import (
     quantize_colwise,
     quantize_rowwise,
     rms_norm,
+    rope,
 )
 
 __all__ = [
     "dequantize",
     "gated_activation",
+    "dropout",
     "int8_linear",
     "int8_linear_outliers",
     "int8_matmul",
@@ -30,4 +33,5 @@ __all__ = [
     "quantize_colwise",
     "quantize_rowwise",
     "rms_norm",
+    "rope",
 ]
