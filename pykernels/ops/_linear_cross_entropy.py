@@ -181,5 +181,4 @@ def gradients(
         result if needs is False else spread(result, picked, target.shape[0])
         for result, needs in ((loss, True), (lse, True), (correct, True), (grad_input, needs_input))
     )
-    lse = torch.where(target != ignore_index, lse, 0.0)
     return loss.sum() * share, lse, correct, grad_input, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)

@@ -42,9 +42,9 @@ def reference(
     check_arguments(NAME, logits, target, weight)
     check_target_range(NAME, target, logits.shape[-1], ignore_index)
     z = capped(logits, softcap)
-    lse = torch.logsumexp(z, -1)
-    log_p = torch.log_softmax(z, -1)
     keep = target != ignore_index
+    lse = torch.where(keep, torch.logsumexp(z, -1), 0.0)
+    log_p = torch.log_softmax(z, -1)
     index = torch.where(keep, target, 0).unsqueeze(-1)
     smooth = None
     if label_smoothing:

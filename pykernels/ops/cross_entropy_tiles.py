@@ -103,12 +103,12 @@ def update_reference(
     end = first_class + logits.shape[1]
     top = torch.maximum(state[:, 0], z.amax(1))
     total = state[:, 1] * torch.exp(state[:, 0] - top) + torch.exp(z - top.unsqueeze(1)).sum(1)
-    here = (target != ignore_index) & (target >= first_class) & (target < end)
+    keep = target != ignore_index
+    here = keep & (target >= first_class) & (target < end)
     index = torch.where(here, target - first_class, 0).unsqueeze(1)
-    state[:, 2].copy_(torch.where(here, z.gather(1, index).squeeze(1), state[:, 2]))
-    state[:, 3].add_((z if weight is None else z * weight[first_class:end]).sum(1))
-    state[:, 0].copy_(top)
-    state[:, 1].copy_(total)
+    on_target = torch.where(here, z.gather(1, index).squeeze(1), state[:, 2])
+    weighted = state[:, 3] + (z if weight is None else z * weight[first_class:end]).sum(1)
+    state.copy_(torch.where(keep.unsqueeze(1), torch.stack([top, total, on_target, weighted], 1), state))
 
 
 def new_state(rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:
