@@ -150,7 +150,7 @@ def refuse_second_backward(ctx: Any, *grads: Tensor) -> None:
 
 
 _library.define(SCHEMA, reference, fake)
-_library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, triton=NAME)
+_library.define(BACKWARD_SCHEMA, backward_reference, backward_fake)
 torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
 torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward, lib=_library.LIB)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from .. import _library
 from ._checks import check, check_device, check_dtype
 from ._cross_entropy import capped, check_arguments, check_backward, row_losses, total_weight, wide
+from .cross_entropy import BACKWARD, OPTIONS, gradient
 from .cross_entropy import NAME as CROSS_ENTROPY
-from .cross_entropy import OPTIONS, gradient
 
 INPLACE = f"{CROSS_ENTROPY}_backward_"
 INPLACE_SCHEMA = (
@@ -139,5 +139,5 @@ def finish(
     return loss, lse, keep & (on_target >= top)
 
 
-_library.define(INPLACE_SCHEMA, inplace_reference, inplace_fake, triton=CROSS_ENTROPY)
+_library.define(INPLACE_SCHEMA, inplace_reference, inplace_fake, triton=BACKWARD)
 _library.define(UPDATE_SCHEMA, update_reference, update_fake, triton=CROSS_ENTROPY)

@@ -102,18 +102,17 @@ def setup_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 def backward_gradients(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 12
-    # Without retain_graph nobody asks for the saved gradients again: they are scaled where they lie and given away.
-    keep = torch._C._autograd._get_current_graph_task_keep_graph()
+    # Without retain_graph nobody asks for the saved gradients again: they are scaled where they lie and given away. A
+    # compiler's stand-ins are left alone: it sees what is written to, and reuses memory by itself.
+    give = type(grad) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph()
     # On the CPU it costs nothing to see that there is nothing to scale (loss.backward()).
-    one = type(grad) is Tensor and grad.device.type == "cpu" and float(grad) == 1.0
+    one = give and grad.device.type == "cpu" and float(grad) == 1.0
     scaled: list[Tensor | None] = []
     for g in ctx.saved_tensors:
-        if g is None:
-            scaled.append(None)
-        elif keep:
-            scaled.append(g * grad.to(g.dtype))
+        if g is None or one:
+            scaled.append(g)
         else:
-            scaled.append(g if one else g.mul_(grad.to(g.dtype)))
+            scaled.append(g.mul_(grad.to(g.dtype)) if give else g * grad.to(g.dtype))
     to_input, to_weight, to_bias = scaled
     return to_input, to_weight, None, to_bias, *[None] * 8
 
@@ -122,7 +121,7 @@ def refuse_second_backward(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError(f"{NAME}: second derivatives are not implemented: use linear and cross_entropy of torch")
 
 
-_library.define(SCHEMA, forward, fake, composite=True)
+_library.define(SCHEMA, forward, fake, composite=True, triton=NAME)  # its kernel never writes a logit
 _library.define(BACKWARD_SCHEMA, recompute, recompute_fake, composite=True)
 _library.define(GRADIENTS_SCHEMA, gradients, gradients_fake, composite=True)
 torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
