@@ -24,6 +24,11 @@ from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
 from .ops.int8_training import int8_training_linear as int8_training_linear
 from .ops.rope import rope as rope
 from .ops.rope import rope_tables as rope_tables
+from .ops.cross_entropy import cross_entropy as cross_entropy
+from .ops.int8_linear_outliers import MODES
+from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
+from .ops.int8_training import int8_training_linear as int8_training_linear
+from .ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 
 _ops = torch.ops.pykernels
 QWeight = tuple[torch.Tensor, torch.Tensor]

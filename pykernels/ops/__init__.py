@@ -1,6 +1,8 @@
 """The operators: one file holds an operation's schema, reference, fake function and backward, in that order."""
 
 from . import (
+    cross_entropy,
+    cross_entropy_tiles,
     dequantize,
     gated_activation,
     dropout,
@@ -10,6 +12,7 @@ from . import (
     int8_training,
     int8_weight_only_linear,
     layer_norm,
+    linear_cross_entropy,
     quantize_asymmetric,
     quantize_blockwise,
     quantize_colwise,
@@ -19,6 +22,8 @@ from . import (
 )
 
 __all__ = [
+    "cross_entropy",
+    "cross_entropy_tiles",
     "dequantize",
     "gated_activation",
     "dropout",
@@ -28,6 +33,7 @@ __all__ = [
     "int8_training",
     "int8_weight_only_linear",
     "layer_norm",
+    "linear_cross_entropy",
     "quantize_asymmetric",
     "quantize_blockwise",
     "quantize_colwise",
