@@ -2,11 +2,13 @@
 
 from . import (
     dequantize,
+    distillation,
     int8_linear,
     int8_linear_outliers,
     int8_matmul,
     int8_training,
     int8_weight_only_linear,
+    linear_distillation,
     quantize_asymmetric,
     quantize_blockwise,
     quantize_colwise,
@@ -15,11 +17,13 @@ from . import (
 
 __all__ = [
     "dequantize",
+    "distillation",
     "int8_linear",
     "int8_linear_outliers",
     "int8_matmul",
     "int8_training",
     "int8_weight_only_linear",
+    "linear_distillation",
     "quantize_asymmetric",
     "quantize_blockwise",
     "quantize_colwise",
