@@ -58,6 +58,8 @@ struct Portable {
   static F keep_nan(F x, F v) { return x == x ? v : x; }
   // 2^n, -126 <= n <= 127.
   static F power_of_two(I n) { return reinterpret_cast<F>((n + 127) << 23); }
+  // floor(log2(v)) of a positive normal number.
+  static I exponent(F v) { return (reinterpret_cast<I>(v) >> 23) - 127; }
   // 0 wherever the factor is 0, even for NaN.
   static F mul_live(F v, F factor) { return factor != 0.0f ? v * factor : F{}; }
   static F clamp(F v, float lo, float hi) {
