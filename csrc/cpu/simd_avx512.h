@@ -67,6 +67,10 @@ struct Avx512 {
   }
   // As in simd_avx2.h.
   static F power_of_low_bits(F v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 23)); }
+  // floor(log2(v)) of a positive normal number.
+  static I exponent(F v) {
+    return _mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(v), 23), _mm512_set1_epi32(127));
+  }
   // 0 wherever the factor is 0, even for NaN.
   static F mul_live(F v, F factor) {
     return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(factor, _mm512_setzero_ps(), _CMP_NEQ_OQ), v, factor);
