@@ -59,12 +59,18 @@ struct Avx512 {
   }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), v, x); }
+  // The two elements of every pair in each other's place.
+  static F swap_pairs(F v) { return _mm512_permute_ps(v, 0xb1); }
   // 2^n, -126 <= n <= 127.
   static F power_of_two(I n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
   }
   // As in simd_avx2.h.
   static F power_of_low_bits(F v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 23)); }
+  // floor(log2(v)) of a positive normal number.
+  static I exponent(F v) {
+    return _mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(v), 23), _mm512_set1_epi32(127));
+  }
   // 0 wherever the factor is 0, even for NaN.
   static F mul_live(F v, F factor) {
     return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(factor, _mm512_setzero_ps(), _CMP_NEQ_OQ), v, factor);

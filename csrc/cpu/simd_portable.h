@@ -65,10 +65,14 @@ struct Portable {
   static F if_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return x == x ? v : x; }
+  // The two elements of every pair in each other's place.
+  static F swap_pairs(F v) { return F{v[1], v[0], v[3], v[2]}; }
   // 2^n, -126 <= n <= 127.
   static F power_of_two(I n) { return reinterpret_cast<F>((n + 127) << 23); }
   // 2^n of 1.5 * 2^23 + 127 + n, -126 <= n <= 127: adding rounds to an integer and leaves it in the low bits.
   static F power_of_low_bits(F v) { return reinterpret_cast<F>(reinterpret_cast<I>(v) << 23); }
+  // floor(log2(v)) of a positive normal number.
+  static I exponent(F v) { return (reinterpret_cast<I>(v) >> 23) - 127; }
   // 0 wherever the factor is 0, even for NaN.
   static F mul_live(F v, F factor) { return factor != 0.0f ? v * factor : F{}; }
   static F clamp(F v, float lo, float hi) {

@@ -16,6 +16,8 @@ from .int8_linear import Int8Linear
 from .int8_linear_outliers import Int8OutlierLinear
 from .int8_training import Int8TrainingLinear
 from .int8_weight_only_linear import Int8WeightOnlyLinear
+from .layer_norm import LayerNorm
+from .rms_norm import RMSNorm
 
 __all__ = [
     "GEGLU",
@@ -28,6 +30,8 @@ __all__ = [
     "ReGLU",
     "ReLU2",
     "SwiGLU",
+    "LayerNorm",
+    "RMSNorm",
 ]
 
 _LINEAR_CLASSES: dict[type, type[Int8Linear]] = {
