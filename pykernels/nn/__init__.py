@@ -10,6 +10,7 @@ from ..quantization.config import (
     Int8WeightOnlyConfig,
 )
 from .cast_linear import CastLinear
+from .gated_activation import GEGLU, ReGLU, ReLU2, SwiGLU
 from .int8_embedding import Int8Embedding
 from .int8_linear import Int8Linear
 from .int8_linear_outliers import Int8OutlierLinear
@@ -19,12 +20,16 @@ from .layer_norm import LayerNorm
 from .rms_norm import RMSNorm
 
 __all__ = [
+    "GEGLU",
     "CastLinear",
     "Int8Embedding",
     "Int8Linear",
     "Int8OutlierLinear",
     "Int8TrainingLinear",
     "Int8WeightOnlyLinear",
+    "ReGLU",
+    "ReLU2",
+    "SwiGLU",
     "LayerNorm",
     "RMSNorm",
 ]

@@ -74,31 +74,32 @@ def _twice_u(x: torch.Tensor) -> torch.Tensor:
 
 
 def activate(x: torch.Tensor, activation: int) -> torch.Tensor:
-    """The activation of a number from _enums.GATED_ACTIVATIONS."""
+    """The activation of a number from _enums.GATED_ACTIVATIONS. Limits where it is 0, lest 0 meets infinity."""
     if activation == _RELU:
         return torch.relu(x)
     if activation == _GELU:
-        return x * _normal_cdf(x)
+        return x.clamp(min=-100) * _normal_cdf(x)
     if activation == _GELU_TANH:
-        return x * torch.sigmoid(_twice_u(x))
+        return x.clamp(min=-30) * torch.sigmoid(_twice_u(x))
     if activation == _SILU:
-        return x * torch.sigmoid(x)
+        return x.clamp(min=-1000) * torch.sigmoid(x)
     return torch.relu(x).square()
 
 
 def derivative(x: torch.Tensor, activation: int) -> torch.Tensor:
-    """d activate / dx; NaN where x is."""
+    """d activate / dx; NaN where x is. Limits where it is 0 or 1."""
     if activation == _RELU:
         return torch.where(x.isnan(), x, (x > 0).to(x.dtype))
     if activation == _GELU:
+        x = x.clamp(-100, 100)
         return _normal_cdf(x) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     if activation == _GELU_TANH:
-        x = x.clamp(-30, 30)  # where x^3 is far from overflow and the sigmoid has long been 0 or 1
+        x = x.clamp(-30, 30)
         s, rest = torch.sigmoid(_twice_u(x)), torch.sigmoid(-_twice_u(x))  # 1 - s would cancel
         return s + x * s * rest * math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x * x)
     if activation == _SILU:
-        s = torch.sigmoid(x)
-        return s * (1 + x * torch.sigmoid(-x))
+        x = x.clamp(-1000, 1000)
+        return torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))
     return 2 * torch.relu(x)
 
 
@@ -206,7 +207,6 @@ _library.define(
     f"{QUANTIZED}(Tensor gate, Tensor? up, int activation) -> (Tensor, Tensor)",
     reference_quantized,
     fake_quantized,
-    triton=NAME,
 )
 torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
 torch.library.register_autograd(
