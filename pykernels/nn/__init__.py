@@ -11,6 +11,7 @@ from ..quantization.config import (
 )
 from .cast_linear import CastLinear
 from .gated_activation import GEGLU, ReGLU, ReLU2, SwiGLU
+from .dropout import Dropout
 from .int8_embedding import Int8Embedding
 from .int8_linear import Int8Linear
 from .int8_linear_outliers import Int8OutlierLinear
@@ -22,6 +23,7 @@ from .rms_norm import RMSNorm
 __all__ = [
     "GEGLU",
     "CastLinear",
+    "Dropout",
     "Int8Embedding",
     "Int8Linear",
     "Int8OutlierLinear",
