@@ -12,6 +12,7 @@ from ..quantization.config import (
 from .cast_linear import CastLinear
 from .gated_activation import GEGLU, ReGLU, ReLU2, SwiGLU
 from .dropout import Dropout
+from .cross_entropy import CrossEntropyLoss, LinearCrossEntropyLoss
 from .int8_embedding import Int8Embedding
 from .int8_linear import Int8Linear
 from .int8_linear_outliers import Int8OutlierLinear
@@ -24,6 +25,7 @@ __all__ = [
     "GEGLU",
     "CastLinear",
     "Dropout",
+    "CrossEntropyLoss",
     "Int8Embedding",
     "Int8Linear",
     "Int8OutlierLinear",
@@ -34,6 +36,7 @@ __all__ = [
     "SwiGLU",
     "LayerNorm",
     "RMSNorm",
+    "LinearCrossEntropyLoss",
 ]
 
 _LINEAR_CLASSES: dict[type, type[Int8Linear]] = {
