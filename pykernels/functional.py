@@ -12,8 +12,8 @@ from .ops.distillation import distillation_loss as distillation_loss
 from .ops.int8_linear_outliers import MODES
 from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
 from .ops.int8_training import int8_training_linear as int8_training_linear
-from .ops.linear_distillation import linear_jsd as linear_jsd
-from .ops.linear_distillation import linear_kl_div as linear_kl_div
+from .ops.linear_kl_div import linear_jsd as linear_jsd
+from .ops.linear_kl_div import linear_kl_div as linear_kl_div
 
 _ops = torch.ops.pykernels
 QWeight = tuple[torch.Tensor, torch.Tensor]

@@ -10,6 +10,7 @@ from ..quantization.config import (
     Int8WeightOnlyConfig,
 )
 from .cast_linear import CastLinear
+from .distillation import DistillationLoss, LinearDistillationLoss
 from .int8_embedding import Int8Embedding
 from .int8_linear import Int8Linear
 from .int8_linear_outliers import Int8OutlierLinear
@@ -18,11 +19,13 @@ from .int8_weight_only_linear import Int8WeightOnlyLinear
 
 __all__ = [
     "CastLinear",
+    "DistillationLoss",
     "Int8Embedding",
     "Int8Linear",
     "Int8OutlierLinear",
     "Int8TrainingLinear",
     "Int8WeightOnlyLinear",
+    "LinearDistillationLoss",
 ]
 
 _LINEAR_CLASSES: dict[type, type[Int8Linear]] = {
