@@ -26,6 +26,8 @@ from .ops.linear_distillation import linear_kl_div as linear_kl_div
 from .ops.rms_norm import rms_norm as rms_norm
 from .ops.rope import rope as rope
 from .ops.rope import rope_tables as rope_tables
+from .ops.linear_kl_div import linear_jsd as linear_jsd
+from .ops.linear_kl_div import linear_kl_div as linear_kl_div
 
 _ops = torch.ops.pykernels
 QWeight = tuple[torch.Tensor, torch.Tensor]

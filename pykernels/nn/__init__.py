@@ -13,6 +13,7 @@ from .cast_linear import CastLinear
 from .gated_activation import GEGLU, ReGLU, ReLU2, SwiGLU
 from .dropout import Dropout
 from .cross_entropy import CrossEntropyLoss, LinearCrossEntropyLoss
+from .distillation import DistillationLoss, LinearDistillationLoss
 from .int8_embedding import Int8Embedding
 from .int8_linear import Int8Linear
 from .int8_linear_outliers import Int8OutlierLinear
@@ -26,6 +27,7 @@ __all__ = [
     "CastLinear",
     "Dropout",
     "CrossEntropyLoss",
+    "DistillationLoss",
     "Int8Embedding",
     "Int8Linear",
     "Int8OutlierLinear",
@@ -37,6 +39,7 @@ __all__ = [
     "LayerNorm",
     "RMSNorm",
     "LinearCrossEntropyLoss",
+    "LinearDistillationLoss",
 ]
 
 _LINEAR_CLASSES: dict[type, type[Int8Linear]] = {
