@@ -112,66 +112,59 @@ def apply_linears(
     ]
 
 
-class LinearGradients(NamedTuple):
-    """y is None where it is not wanted or nothing flows; the lists hold what is wanted and flows, by place."""
-
-    y: Tensor | None
-    weights: dict[int, Tensor]
-    biases: dict[int, Tensor]
-
-
 def linears_backward(
-    grads: Sequence[Tensor | None],
+    grads: Sequence[Tensor],
     y: Tensor | None,
     weights: Sequence[Tensor],
     wanted: Sequence[int],
-    bias_dtypes: dict[int, torch.dtype],
     grad_y: Tensor | None,
     y_dtype: torch.dtype,
     wants_y: bool,
-) -> LinearGradients:
-    """The gradients of apply_linears. y is needed for the weights that `wanted` names, and may be None without any.
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The gradients of y and of the weights that `wanted` names; y may be None where there are none of those.
 
     grad_y: what has already arrived at y. The last layer is added first, as autograd meets them.
     """
-    to_weights, to_biases = {}, {}
+    found = {}
     for place in reversed(range(len(weights))):
         grad, weight = grads[place], weights[place]
-        if grad is None:
-            continue
         flat = rows(grad)
         if wants_y:
             part = (flat @ weight.to(grad.dtype)).view(*grad.shape[:-1], weight.shape[1]).to(y_dtype)
             grad_y = part if grad_y is None else grad_y + part
         if place in wanted:
             assert y is not None
-            to_weights[place] = (flat.t() @ rows(y.to(grad.dtype))).to(weight.dtype)
-        if place in bias_dtypes:
-            to_biases[place] = flat.sum(0).to(bias_dtypes[place])
-    return LinearGradients(grad_y if wants_y else None, to_weights, to_biases)
+            found[place] = (flat.t() @ rows(y.to(grad.dtype))).to(weight.dtype)
+    return grad_y if wants_y else None, [found[place] for place in wanted]
+
+
+def bias_gradients(
+    grads: Sequence[Tensor | None], dtypes: Sequence[torch.dtype], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradient of each bias from that of its layer's result."""
+    return [
+        rows(grad).sum(0).to(dtype) if need and grad is not None else None
+        for grad, dtype, need in zip(grads, dtypes, needs, strict=True)
+    ]
 
 
 def norm_backward(
     norm: Norm,
     grad_y: Tensor | None,
     grad_h: Tensor | None,
-    h: Tensor,
+    h: Tensor | None,
     rstd: Tensor | None,
     mean: Tensor | None,
-    wants_weight: bool,
-    wants_bias: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of h, weight and bias."""
-    if norm.kind == NO_NORM or grad_y is None:
-        both = grad_y is not None and grad_h is not None
-        return grad_y + grad_h if both else grad_h if grad_y is None else grad_y, None, None  # type: ignore[operator]
-    bias_dtype = norm.bias.dtype if wants_bias and norm.bias is not None else None
+    wants: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of h, weight and bias, each empty where `wants` says that nobody asks."""
+    empty = torch.empty if grad_y is None else grad_y.new_empty
+    if grad_y is None or h is None or norm.kind == NO_NORM:
+        return empty(0) if grad_y is None else grad_y, empty(0), empty(0)
+    bias_dtype = norm.bias.dtype if wants[2] and norm.bias is not None else None
     statistics = (rstd,) if norm.kind == RMS else (rstd, mean)
     op = _ops.rms_norm_backward if norm.kind == RMS else _ops.layer_norm_backward
-    to_h, to_weight, to_bias = op.default(
-        grad_y, grad_h, h, norm.weight, *statistics, norm.weight_offset, wants_weight, bias_dtype
-    )
-    return to_h, to_weight if wants_weight else None, to_bias if wants_bias else None
+    return op.default(grad_y, grad_h, h, norm.weight, *statistics, norm.weight_offset, wants[1], bias_dtype)
 
 
 def normed_again(norm: Norm, h: Tensor) -> Tensor:
@@ -187,3 +180,12 @@ def compress(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 def expand(codes: Tensor, scale: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
     """The reverse of compress, in `dtype`."""
     return _ops.dequantize.default(codes, scale, [group_size], None, dtype)
+
+
+def fake_statistics(norm: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Empty rstd and mean of the shapes that apply_norm gives, or of none."""
+    dtype, shape = torch.promote_types(x.dtype, torch.float32), x.shape[:-1]
+    return (
+        x.new_empty((0,)) if norm == NO_NORM else x.new_empty(shape, dtype=dtype),
+        x.new_empty(shape, dtype=dtype) if norm == LAYER else x.new_empty((0,)),
+    )
