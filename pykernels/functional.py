@@ -8,6 +8,10 @@ import torch
 
 from .ops._autocast import autocast
 from .ops._enums import activation_code
+from .ops.gated_activation import geglu as geglu
+from .ops.gated_activation import reglu as reglu
+from .ops.gated_activation import relu2 as relu2
+from .ops.gated_activation import swiglu as swiglu
 from .ops.int8_linear_outliers import MODES
 from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
 from .ops.int8_training import int8_training_linear as int8_training_linear

@@ -14,6 +14,7 @@ PATH = Path(__file__).parent.parent / "examples" / "train_int8.py"
 
 @pytest.fixture(scope="module")
 def example():
+    sys.path.insert(0, str(PATH.parent))  # where a script finds the modules beside it
     spec = importlib.util.spec_from_file_location("train_int8", PATH)
     module = importlib.util.module_from_spec(spec)
     sys.modules["train_int8"] = module  # dataclasses look their module up

@@ -2,6 +2,7 @@
 
 from . import (
     dequantize,
+    gated_activation,
     int8_linear,
     int8_linear_outliers,
     int8_matmul,
@@ -17,6 +18,7 @@ from . import (
 
 __all__ = [
     "dequantize",
+    "gated_activation",
     "int8_linear",
     "int8_linear_outliers",
     "int8_matmul",
