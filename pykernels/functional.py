@@ -8,14 +8,17 @@ import torch
 
 from .ops._autocast import autocast
 from .ops._enums import activation_code
+from .ops.attention import attention as attention
 from .ops.gated_activation import geglu as geglu
 from .ops.gated_activation import reglu as reglu
 from .ops.gated_activation import relu2 as relu2
 from .ops.gated_activation import swiglu as swiglu
+from .ops.glu_linear import glu_linear as glu_linear
 from .ops.int8_linear_outliers import MODES
 from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
 from .ops.int8_training import int8_training_linear as int8_training_linear
 from .ops.layer_norm import layer_norm as layer_norm
+from .ops.norm_linear import norm_linear as norm_linear
 from .ops.rms_norm import rms_norm as rms_norm
 
 _ops = torch.ops.pykernels

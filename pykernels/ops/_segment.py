@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from . import dequantize, gated_activation, layer_norm, quantize_blockwise, rms_norm  # noqa: F401 the operators used
-from ._checks import FLOATS, check, check_device, check_dim, check_dtype
 
-FLOATS64 = (*FLOATS, torch.float64)
 NO_NORM, RMS, LAYER = 0, 1, 2
 _ops = torch.ops.pykernels
 
@@ -37,45 +35,6 @@ class Normed(NamedTuple):
     h: Tensor
     rstd: Tensor | None
     mean: Tensor | None
-
-
-def check_segment(
-    op: str, x: Tensor, residual: Tensor | None, norm: Norm, weights: Sequence[Tensor], biases: Sequence[Tensor]
-) -> None:
-    """x [..., K] float, residual of its shape and dtype, each weight [N, K]; the norm checks its own parameters."""
-    check_dtype(op, "x", x, *FLOATS64)
-    check(x.dim() >= 1, op, "expected x to have at least 1 dimension, got 0")
-    check(norm.kind in (NO_NORM, RMS, LAYER), op, f"expected norm to be 0, 1 or 2, got {norm.kind}")
-    if residual is not None:
-        check_dtype(op, "residual", residual, x.dtype)
-        check_device(op, "residual", residual, "x", x)
-        check(residual.shape == x.shape, op, f"expected residual of shape {list(x.shape)}, got {list(residual.shape)}")
-    for tensor in (norm.weight, norm.bias):
-        if tensor is not None:
-            check_device(op, "norm_weight and norm_bias", tensor, "x", x)
-            expected = f"expected norm_weight and norm_bias to have shape [{x.shape[-1]}]"
-            check(tensor.shape == x.shape[-1:], op, f"{expected}, got {list(tensor.shape)}")
-    for weight in weights:
-        check_weight(op, "weights", weight, x.shape[-1], x)
-    for bias in biases:
-        check_dtype(op, "biases", bias, *FLOATS64)
-        check_device(op, "biases", bias, "x", x)
-
-
-def check_weight(op: str, name: str, weight: Tensor, k: int, x: Tensor) -> None:
-    """A float matrix [N, k] on the device of x."""
-    check_dtype(op, name, weight, *FLOATS64)
-    check_dim(op, name, weight, 2)
-    check_device(op, name, weight, "x", x)
-    check(weight.shape[1] == k, op, f"expected {name} to have shape [N, {k}], with the K of x, got {list(weight.shape)}")
-
-
-def check_biases(op: str, weights: Sequence[Tensor], biases: Sequence[Tensor], biased: Sequence[int]) -> None:
-    """One bias [N] for each weight that `biased` names."""
-    check(len(biases) == len(biased), op, f"expected {len(biased)} biases, as biased names, got {len(biases)}")
-    for index, bias in zip(biased, biases, strict=True):
-        n = weights[index].shape[0]
-        check(bias.shape == (n,), op, f"expected bias {index} to have shape [{n}], got {list(bias.shape)}")
 
 
 def spread(values: Sequence[Tensor], places: Sequence[int], count: int) -> list[Tensor | None]:
@@ -182,10 +141,27 @@ def expand(codes: Tensor, scale: Tensor, group_size: int, dtype: torch.dtype) ->
     return _ops.dequantize.default(codes, scale, [group_size], None, dtype)
 
 
-def fake_statistics(norm: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Empty rstd and mean of the shapes that apply_norm gives, or of none."""
-    dtype, shape = torch.promote_types(x.dtype, torch.float32), x.shape[:-1]
-    return (
-        x.new_empty((0,)) if norm == NO_NORM else x.new_empty(shape, dtype=dtype),
-        x.new_empty(shape, dtype=dtype) if norm == LAYER else x.new_empty((0,)),
-    )
+def gate_backward(
+    grad: Tensor,
+    gate: Tensor,
+    up: Tensor | None,
+    weight: Tensor | None,
+    activation: int,
+    wants_weight: bool,
+    wants_input: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of gate, up and weight in act(gate) * up @ weight.T; the product is computed again for weight's."""
+    to_weight = None
+    product_grad = grad
+    if weight is not None:
+        flat = rows(grad)
+        if wants_weight:
+            product = _ops.gated_activation.default(gate, up, activation)
+            to_weight = (flat.t() @ rows(product.to(grad.dtype))).to(weight.dtype)
+            del product
+        if wants_input:
+            product_grad = (flat @ weight.to(grad.dtype)).view(*grad.shape[:-1], weight.shape[1]).to(gate.dtype)
+    if not wants_input:
+        return None, None, to_weight
+    to_gate, to_up = _ops.gated_activation_backward.default(product_grad, gate, up, activation)
+    return to_gate, None if up is None else to_up, to_weight

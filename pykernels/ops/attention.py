@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _library
 from ._checks import check, check_device, check_dim, check_dtype
-from ._segment import FLOATS64
+from ._segment_call import FLOATS64, refuse_second_backward
 
 NAME = "attention"
 BACKWARD = f"{NAME}_backward"
@@ -206,14 +206,10 @@ def backward(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Tensor | None, ...]:
     return *_ops.attention_backward.default(grad, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None
 
 
-def refuse_second_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("attention: a second derivative is not defined; use scaled_dot_product_attention")
-
-
 _library.define(SCHEMA, reference, fake, composite=True)
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, composite=True)
 torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward, lib=_library.LIB)
+torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward(NAME), lib=_library.LIB)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _library
 from . import _segment as segment
+from . import _segment_call as call
 from ._checks import check
 from ._segment import LAYER, NO_NORM, Norm
 
@@ -39,9 +40,9 @@ def check_arguments(
     biased: Sequence[int],
     give_normed: bool,
 ) -> None:
-    """As segment.check_segment; what the norm alone makes can only be asked for where there is one."""
-    segment.check_segment(NAME, x, residual, norm, weights, biases)
-    segment.check_biases(NAME, weights, biases, biased)
+    """As call.check_segment; what the norm alone makes can only be asked for where there is one."""
+    call.check_segment(NAME, x, residual, norm, weights, biases)
+    call.check_biases(NAME, weights, biases, biased)
     alone = norm.kind == NO_NORM
     check(not (alone and (give_normed or residual is not None)), NAME, "expected a norm with residual or give_normed")
 
@@ -98,7 +99,7 @@ def fake(
     before = Norm(norm, norm_weight, norm_bias, eps, weight_offset)
     check_arguments(x, residual, before, weights, biases, biased, give_normed)
     empty, lead = x.new_empty, x.shape[:-1]
-    rstd, mean = segment.fake_statistics(norm, x)
+    rstd, mean = call.fake_statistics(norm, x)
     codes = scale = (0,)
     if group_size:
         codes, scale = x.shape, (*lead, -(-x.shape[-1] // group_size))
@@ -159,8 +160,8 @@ def backward_fake(
     assert given is not None
     columns = weights[0].shape[1] if weights else given.shape[-1]
     return (
-        *segment.fake_norm_gradients(given, (*given.shape[:-1], columns), dtype, norm_weight, norm_bias, wants),
-        [torch.empty_like(weights[place], memory_format=torch.contiguous_format) for place in wanted],
+        *call.fake_norm_gradients(norm, given, (*given.shape[:-1], columns), dtype, norm_weight, norm_bias, wants),
+        call.like_parameters(weights, wanted),
     )
 
 
@@ -217,14 +218,15 @@ def backward(ctx: Any, grads: list[Tensor | None], grad_y: Tensor | None, grad_h
         to_norm_bias if needs_norm[1] else None,
         [to_weights.get(place) for place in range(ctx.count)],
         segment.bias_gradients([grads[place] for place in ctx.biased], ctx.bias_dtypes, needs_biases),
-        *[None] * 7,
+        None if ctx.biased else [],  # PyTorch takes an empty list of numbers for one of tensors
+        *[None] * 6,
     )
 
 
 _library.define(SCHEMA, reference, fake, composite=True)
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, composite=True)
 torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", segment.refuse_second_backward(NAME), lib=_library.LIB)
+torch.library.register_autograd(f"pykernels::{BACKWARD}", call.refuse_second_backward(NAME), lib=_library.LIB)
 
 
 def norm_linear(
@@ -267,14 +269,12 @@ def norm_linear(
     many = not isinstance(weight, Tensor)
     weights: list[Tensor] = list(weight) if many else [weight]  # type: ignore[arg-type, list-item]
     biases = [None] * len(weights) if bias is None else list(bias) if many else [bias]  # type: ignore[arg-type]
-    kind = segment.norm_code(NAME, norm)
-    segment.check_options(NAME, len(weights), len(biases), group_size)
+    kind = call.norm_code(NAME, norm)
     if kind == NO_NORM and (residual is not None or normed or not weights):
         raise ValueError(f"{NAME}: expected a norm where there is a residual, normed=True or no weight, got norm=None")
     if residual is not None and residual.dtype != x.dtype and residual.is_floating_point():
         residual = residual.to(x.dtype)
-    given = [b for b in biases if b is not None]
-    keeps = segment.wants_gradient(x, residual, norm_weight, norm_bias, *weights, *given)
+    given, biased = call.split_biases(NAME, biases, len(weights))
     outs, y, h, *_ = _ops.norm_linear.default(
         x,
         residual,
@@ -282,13 +282,13 @@ def norm_linear(
         norm_bias,
         weights,
         given,
-        [place for place, b in enumerate(biases) if b is not None],
+        biased,
         kind,
-        segment.default_eps(kind) if eps is None else eps,
+        call.norm_eps(NAME, kind, eps),
         weight_offset,
-        segment.compute_dtype(NAME, x, weights),
+        call.compute_dtype(NAME, x, weights),
         normed,
-        (group_size or 0) if keeps else 0,
+        call.saved_group(NAME, group_size, x, residual, norm_weight, norm_bias, *weights, *given),
     )
     result = (*outs, *([y] if normed else []), *([x if residual is None else h] if prenorm else []))
     return result if many or len(result) > 1 else result[0]
