@@ -3,6 +3,7 @@
 from . import (
     attention,
     dequantize,
+    dropout,
     gated_activation,
     glu_linear,
     int8_linear,
@@ -11,17 +12,21 @@ from . import (
     int8_training,
     int8_weight_only_linear,
     layer_norm,
+    norm_attention,
     norm_linear,
+    norm_mlp,
     quantize_asymmetric,
     quantize_blockwise,
     quantize_colwise,
     quantize_rowwise,
     rms_norm,
+    rope,
 )
 
 __all__ = [
     "attention",
     "dequantize",
+    "dropout",
     "gated_activation",
     "glu_linear",
     "int8_linear",
@@ -30,10 +35,13 @@ __all__ = [
     "int8_training",
     "int8_weight_only_linear",
     "layer_norm",
+    "norm_attention",
     "norm_linear",
+    "norm_mlp",
     "quantize_asymmetric",
     "quantize_blockwise",
     "quantize_colwise",
     "quantize_rowwise",
     "rms_norm",
+    "rope",
 ]

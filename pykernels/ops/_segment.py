@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import dequantize, gated_activation, layer_norm, quantize_blockwise, rms_norm  # noqa: F401 the operators used
+from . import dequantize, gated_activation, layer_norm, quantize_blockwise, rms_norm  # noqa: F401 operators used
 
 NO_NORM, RMS, LAYER = 0, 1, 2
 _ops = torch.ops.pykernels
@@ -97,13 +97,12 @@ def linears_backward(
     return grad_y if wants_y else None, [found[place] for place in wanted]
 
 
-def bias_gradients(
-    grads: Sequence[Tensor | None], dtypes: Sequence[torch.dtype], needs: Sequence[bool]
-) -> list[Tensor | None]:
+def bias_gradients(grads: Sequence[Tensor | None], biases: Sequence[Tensor | None]) -> list[Tensor]:
     """The gradient of each bias from that of its layer's result."""
     return [
-        rows(grad).sum(0).to(dtype) if need and grad is not None else None
-        for grad, dtype, need in zip(grads, dtypes, needs, strict=True)
+        rows(grad).sum(0).to(bias.dtype)
+        for grad, bias in zip(grads, biases, strict=True)
+        if grad is not None and bias is not None
     ]
 
 

@@ -45,7 +45,9 @@ def check_weight(op: str, name: str, weight: Tensor, k: int, x: Tensor) -> None:
     check_dtype(op, name, weight, *FLOATS64)
     check_dim(op, name, weight, 2)
     check_device(op, name, weight, "x", x)
-    check(weight.shape[1] == k, op, f"expected {name} to have shape [N, {k}], with the K of x, got {list(weight.shape)}")
+    check(
+        weight.shape[1] == k, op, f"expected {name} to have shape [N, {k}], with the K of x, got {list(weight.shape)}"
+    )
 
 
 def check_biases(op: str, weights: Sequence[Tensor], biases: Sequence[Tensor], biased: Sequence[int]) -> None:
@@ -150,5 +152,7 @@ def compute_dtype(op: str, x: Tensor, weights: Sequence[Tensor]) -> torch.dtype:
 def split_biases(op: str, biases: Sequence[Tensor | None], count: int) -> tuple[list[Tensor], list[int]]:
     """The biases there are and their places; ValueError unless there is one, or None, for each of `count` weights."""
     if len(biases) != count:
-        raise ValueError(f"{op}: expected bias to have one entry, or None, for each of the {count} weights, got {len(biases)}")
+        raise ValueError(
+            f"{op}: expected bias to have one entry, or None, for each of the {count} weights, got {len(biases)}"
+        )
     return [bias for bias in biases if bias is not None], [i for i, bias in enumerate(biases) if bias is not None]

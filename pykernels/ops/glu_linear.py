@@ -136,7 +136,7 @@ def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         to_gate if needs_gate else None,
         to_up if needs_up else None,
         to_weight if needs_weight else None,
-        segment.bias_gradients([grad], [ctx.bias_dtype], [True])[0] if needs_bias else None,
+        segment.rows(grad).sum(0).to(ctx.bias_dtype) if needs_bias else None,
         None,
         None,
         None,

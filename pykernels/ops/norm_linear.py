@@ -22,7 +22,7 @@ SCHEMA = (
     "int[] biased, int norm, float eps, float weight_offset, ScalarType compute, bool give_normed, int group_size) "
     "-> (Tensor[], Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-# One gradient for each of weights; wanted names those of weights whose gradient is; wants: of h, norm_weight, norm_bias.
+# One gradient for each of weights; wanted: of which weights; wants: of h, norm_weight and norm_bias.
 BACKWARD_SCHEMA = (
     f"{BACKWARD}(Tensor[] grads, Tensor? grad_y, Tensor? grad_h, Tensor? h, Tensor? rstd, Tensor? mean, "
     "Tensor? norm_weight, Tensor? norm_bias, Tensor[] weights, int[] wanted, int norm, float eps, float weight_offset, "
@@ -217,7 +217,10 @@ def backward(ctx: Any, grads: list[Tensor | None], grad_y: Tensor | None, grad_h
         to_norm_weight if needs_norm[0] else None,
         to_norm_bias if needs_norm[1] else None,
         [to_weights.get(place) for place in range(ctx.count)],
-        segment.bias_gradients([grads[place] for place in ctx.biased], ctx.bias_dtypes, needs_biases),
+        [
+            None if grad is None or not need else segment.rows(grad).sum(0).to(dtype)
+            for grad, need, dtype in zip((grads[p] for p in ctx.biased), needs_biases, ctx.bias_dtypes, strict=True)
+        ],
         None if ctx.biased else [],  # PyTorch takes an empty list of numbers for one of tensors
         *[None] * 6,
     )
@@ -248,8 +251,8 @@ def norm_linear(
 
         h = x + residual          n = norm(h) * (norm_weight + weight_offset) + norm_bias          y_i = n @ W_i.T + b_i
 
-    x, residual: [..., K] float32, bfloat16, float16. weight: [N, K], or a sequence of them (query, key, value; gate, up)
-    whose products share the norm; an empty sequence leaves the norm. bias: [N], or one or None for each weight.
+    x, residual: [..., K] float32, bfloat16, float16. weight: [N, K], or a sequence of them (query, key, value; gate,
+    up) whose products share the norm; an empty sequence leaves the norm. bias: [N], or one or None for each weight.
     norm: "rms_norm" (eps 1e-6), "layer_norm" (eps 1e-5) or None; see rms_norm and layer_norm.
 
     Returns y, or a tuple of them for a sequence; then n if normed; then h if prenorm (x itself without a residual).
@@ -263,8 +266,8 @@ def norm_linear(
     group_size: keeps h as int8 with one float32 scale for each group of so many columns instead, rounded to nearest:
     M*K + 4*M*ceil(K/group_size) bytes. y is unchanged; gradients see h to within absmax / 254 of its group.
 
-    Errors: ValueError for an unknown norm, a group_size below 1, or biases that do not match; RuntimeError names a wrong
-    dtype, shape or device, before anything runs; NotImplementedError for a second derivative.
+    Errors: ValueError for an unknown norm, a group_size below 1, or biases that do not match; RuntimeError names a
+    wrong dtype, shape or device, before anything runs; NotImplementedError for a second derivative.
     """
     many = not isinstance(weight, Tensor)
     weights: list[Tensor] = list(weight) if many else [weight]  # type: ignore[arg-type, list-item]
