@@ -15,6 +15,8 @@ from .int8_linear import Int8Linear
 from .int8_linear_outliers import Int8OutlierLinear
 from .int8_training import Int8TrainingLinear
 from .int8_weight_only_linear import Int8WeightOnlyLinear
+from .layer_norm import LayerNorm
+from .rms_norm import RMSNorm
 
 __all__ = [
     "CastLinear",
@@ -23,6 +25,8 @@ __all__ = [
     "Int8OutlierLinear",
     "Int8TrainingLinear",
     "Int8WeightOnlyLinear",
+    "LayerNorm",
+    "RMSNorm",
 ]
 
 _LINEAR_CLASSES: dict[type, type[Int8Linear]] = {

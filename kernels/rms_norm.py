@@ -1,0 +1,48 @@
+"""rms_norm: the launchers of its three operators."""
+
+from __future__ import annotations
+
+import torch
+
+from . import _norm
+
+
+def rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    keep_h: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y, h, rstd); see pykernels.functional.rms_norm."""
+    return _norm.forward(x, weight, bias, residual, eps, weight_offset, keep_h, centre=False, quantize=False)[:3]
+
+
+def rms_norm_quantized(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    keep_h: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(codes, scale, h)."""
+    q, h, scale, _ = _norm.forward(x, weight, bias, residual, eps, weight_offset, keep_h, centre=False, quantize=True)
+    return q, scale, h
+
+
+def rms_norm_backward(
+    grad: torch.Tensor,
+    grad_h: torch.Tensor | None,
+    h: torch.Tensor,
+    weight: torch.Tensor | None,
+    rstd: torch.Tensor,
+    weight_offset: float = 0.0,
+    weight_grad: bool = True,
+    bias_dtype: torch.dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(grad_x, grad_weight, grad_bias)."""
+    return _norm.backward(grad, grad_h, h, weight, rstd, None, weight_offset, weight_grad, bias_dtype)
