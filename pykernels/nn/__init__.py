@@ -9,6 +9,7 @@ from ..quantization.config import (
     Int8WeightConfig,
     Int8WeightOnlyConfig,
 )
+from .attention import Attention
 from .cast_linear import CastLinear
 from .int8_embedding import Int8Embedding
 from .int8_linear import Int8Linear
@@ -16,9 +17,14 @@ from .int8_linear_outliers import Int8OutlierLinear
 from .int8_training import Int8TrainingLinear
 from .int8_weight_only_linear import Int8WeightOnlyLinear
 from .layer_norm import LayerNorm
+from .mlp import GEGLUMLP, SwiGLUMLP
+from .norm_linear import NormLinear
 from .rms_norm import RMSNorm
+from .transformer_block import TransformerBlock
 
 __all__ = [
+    "GEGLUMLP",
+    "Attention",
     "CastLinear",
     "Int8Embedding",
     "Int8Linear",
@@ -26,7 +32,10 @@ __all__ = [
     "Int8TrainingLinear",
     "Int8WeightOnlyLinear",
     "LayerNorm",
+    "NormLinear",
     "RMSNorm",
+    "SwiGLUMLP",
+    "TransformerBlock",
 ]
 
 _LINEAR_CLASSES: dict[type, type[Int8Linear]] = {

@@ -91,7 +91,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tu
     if q.numel() == 0 or k.shape[1] == 0:  # PyTorch's kernel divides by the number of positions
         empty_lse = torch.full((batch, heads, queries), -math.inf, dtype=lse_dtype(q), device=q.device)
         return torch.zeros_like(q, memory_format=torch.contiguous_format), empty_lse
-    kernel = _kernel(*_heads_first(q, k, v), causal)
+    kernel = _kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal)
     if kernel != "flash":
         k, v = expand_heads(k, heads), expand_heads(v, heads)
     q, k, v = _heads_first(q, k, v)
@@ -123,7 +123,7 @@ def backward_reference(
     heads, kv_heads, queries = q.shape[2], k.shape[2], q.shape[1]
     if q.numel() == 0 or k.shape[1] == 0:
         return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))  # type: ignore[return-value]
-    kernel = _kernel(*_heads_first(q, k, v), causal)
+    kernel = _kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal)
     if kernel != "flash":
         k, v = expand_heads(k, heads), expand_heads(v, heads)
     grad, q, k, v, out = _heads_first(grad.contiguous(), q, k, v, out)

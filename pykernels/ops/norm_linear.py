@@ -100,9 +100,8 @@ def fake(
     check_arguments(x, residual, before, weights, biases, biased, give_normed)
     empty, lead = x.new_empty, x.shape[:-1]
     rstd, mean = call.fake_statistics(norm, x)
-    codes = scale = (0,)
-    if group_size:
-        codes, scale = x.shape, (*lead, -(-x.shape[-1] // group_size))
+    codes = list(x.shape) if group_size else [0]
+    scale = [*lead, -(-x.shape[-1] // group_size)] if group_size else [0]
     return (
         [empty(*lead, weight.shape[0], dtype=compute) for weight in weights],
         empty(x.shape if give_normed else (0,)),
@@ -271,7 +270,7 @@ def norm_linear(
     """
     many = not isinstance(weight, Tensor)
     weights: list[Tensor] = list(weight) if many else [weight]  # type: ignore[arg-type, list-item]
-    biases = [None] * len(weights) if bias is None else list(bias) if many else [bias]  # type: ignore[arg-type]
+    biases: list[Any] = [None] * len(weights) if bias is None else list(bias) if many else [bias]
     kind = call.norm_code(NAME, norm)
     if kind == NO_NORM and (residual is not None or normed or not weights):
         raise ValueError(f"{NAME}: expected a norm where there is a residual, normed=True or no weight, got norm=None")

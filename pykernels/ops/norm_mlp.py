@@ -138,7 +138,8 @@ def backward_reference(
     into = any(wants) or bool(first) or any(place != DOWN for place in wanted_biases)
     to_gate, to_up, to_down = segment.gate_backward(grad, gate, up, weights[DOWN], activation, DOWN in wanted, into)
     del gate, up
-    to_y, to_weights = None, []
+    to_y: Tensor | None = None
+    to_weights: list[Tensor] = []
     if to_gate is not None and to_up is not None:
         to_y, to_weights = segment.linears_backward(
             [to_gate, to_up], y, weights[:DOWN], first, grad_y, h.dtype, any(wants)
