@@ -9,6 +9,7 @@ from ..quantization.config import (
     Int8WeightConfig,
     Int8WeightOnlyConfig,
 )
+from .attention import Attention
 from .cast_linear import CastLinear
 from .gated_activation import GEGLU, ReGLU, ReLU2, SwiGLU
 from .dropout import Dropout
@@ -20,10 +21,15 @@ from .int8_linear_outliers import Int8OutlierLinear
 from .int8_training import Int8TrainingLinear
 from .int8_weight_only_linear import Int8WeightOnlyLinear
 from .layer_norm import LayerNorm
+from .mlp import GEGLUMLP, SwiGLUMLP
+from .norm_linear import NormLinear
 from .rms_norm import RMSNorm
+from .transformer_block import TransformerBlock
 
 __all__ = [
     "GEGLU",
+    "GEGLUMLP",
+    "Attention",
     "CastLinear",
     "Dropout",
     "CrossEntropyLoss",
@@ -37,9 +43,12 @@ __all__ = [
     "ReLU2",
     "SwiGLU",
     "LayerNorm",
+    "NormLinear",
     "RMSNorm",
     "LinearCrossEntropyLoss",
     "LinearDistillationLoss",
+    "SwiGLUMLP",
+    "TransformerBlock",
 ]
 
 _LINEAR_CLASSES: dict[type, type[Int8Linear]] = {
