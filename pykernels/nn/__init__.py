@@ -11,10 +11,10 @@ from ..quantization.config import (
 )
 from .attention import Attention
 from .cast_linear import CastLinear
-from .gated_activation import GEGLU, ReGLU, ReLU2, SwiGLU
-from .dropout import Dropout
 from .cross_entropy import CrossEntropyLoss, LinearCrossEntropyLoss
 from .distillation import DistillationLoss, LinearDistillationLoss
+from .dropout import Dropout
+from .gated_activation import GEGLU, ReGLU, ReLU2, SwiGLU
 from .int8_embedding import Int8Embedding
 from .int8_linear import Int8Linear
 from .int8_linear_outliers import Int8OutlierLinear
@@ -31,22 +31,22 @@ __all__ = [
     "GEGLUMLP",
     "Attention",
     "CastLinear",
-    "Dropout",
     "CrossEntropyLoss",
     "DistillationLoss",
+    "Dropout",
     "Int8Embedding",
     "Int8Linear",
     "Int8OutlierLinear",
     "Int8TrainingLinear",
     "Int8WeightOnlyLinear",
+    "LayerNorm",
+    "LinearCrossEntropyLoss",
+    "LinearDistillationLoss",
+    "NormLinear",
+    "RMSNorm",
     "ReGLU",
     "ReLU2",
     "SwiGLU",
-    "LayerNorm",
-    "NormLinear",
-    "RMSNorm",
-    "LinearCrossEntropyLoss",
-    "LinearDistillationLoss",
     "SwiGLUMLP",
     "TransformerBlock",
 ]

@@ -1,14 +1,11 @@
 """The operators: one file holds an operation's schema, reference, fake function and backward, in that order."""
 
 from . import (
+    attention,
     cross_entropy,
     cross_entropy_tiles,
     dequantize,
     distillation,
-    dropout,
-    gated_activation,
-    attention,
-    dequantize,
     dropout,
     gated_activation,
     glu_linear,
@@ -33,14 +30,11 @@ from . import (
 )
 
 __all__ = [
+    "attention",
     "cross_entropy",
     "cross_entropy_tiles",
     "dequantize",
     "distillation",
-    "dropout",
-    "gated_activation",
-    "attention",
-    "dequantize",
     "dropout",
     "gated_activation",
     "glu_linear",
