@@ -9,6 +9,7 @@ from ..quantization.config import (
     Int8WeightConfig,
     Int8WeightOnlyConfig,
 )
+from ._save import SAVE
 from .attention import Attention
 from .cast_linear import CastLinear
 from .cross_entropy import CrossEntropyLoss, LinearCrossEntropyLoss
@@ -29,6 +30,7 @@ from .transformer_block import TransformerBlock
 __all__ = [
     "GEGLU",
     "GEGLUMLP",
+    "SAVE",
     "Attention",
     "CastLinear",
     "CrossEntropyLoss",
