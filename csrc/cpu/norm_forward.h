@@ -61,13 +61,15 @@ template <class S, class T, bool kCentre, bool kWeight, bool kBias>
 void normalise_row(const NormForward& args, const NormRow<S, T>& row, T* y) {
   using F = typename S::F;
   const F mean = S::set1(row.mean), rstd = S::set1(row.rstd);
+  const float *const weight = args.weight, *const bias = args.bias;
+  const T* const h = row.h;
   sweep<S>(0, args.K, [&](auto lanes, int64_t k, int) {
-    F v = lanes.load(row.h + k);
+    F v = lanes.load(h + k);
     if constexpr (kCentre) v = S::sub(v, mean);
     v = S::mul(v, rstd);
-    if constexpr (kWeight && kBias) v = S::fma(v, lanes.load(args.weight + k), lanes.load(args.bias + k));
-    if constexpr (kWeight && !kBias) v = S::mul(v, lanes.load(args.weight + k));
-    if constexpr (!kWeight && kBias) v = S::add(v, lanes.load(args.bias + k));
+    if constexpr (kWeight && kBias) v = S::fma(v, lanes.load(weight + k), lanes.load(bias + k));
+    if constexpr (kWeight && !kBias) v = S::mul(v, lanes.load(weight + k));
+    if constexpr (!kWeight && kBias) v = S::add(v, lanes.load(bias + k));
     lanes.store(y + k, v);
   });
 }
