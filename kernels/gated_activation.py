@@ -55,7 +55,7 @@ def _value_slope(x, ACTIVATION: tl.constexpr):
             turn = a
         s = sigmoid(a)
         value = above * s
-        slope = s + s * sigmoid(-a) * turn
+        slope = s * (1.0 + sigmoid(-a) * turn)
     return value, slope
 
 
