@@ -27,11 +27,11 @@ __all__ = [
     "Int8OutlierLinear",
     "Int8TrainingLinear",
     "Int8WeightOnlyLinear",
+    "LayerNorm",
+    "RMSNorm",
     "ReGLU",
     "ReLU2",
     "SwiGLU",
-    "LayerNorm",
-    "RMSNorm",
 ]
 
 _LINEAR_CLASSES: dict[type, type[Int8Linear]] = {
