@@ -82,9 +82,10 @@ def _without_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(reference)
     def call(*args: Any, **kwargs: Any) -> Any:
-        device = args[0].device.type
-        if not torch.is_autocast_enabled(device):
+        if not torch._C._is_any_autocast_enabled():
             return reference(*args, **kwargs)
+        flat = (part for arg in args for part in (arg if isinstance(arg, (list, tuple)) else (arg,)))
+        device = next(part.device.type for part in flat if isinstance(part, torch.Tensor))
         with torch.autocast(device, enabled=False):
             return reference(*args, **kwargs)
 

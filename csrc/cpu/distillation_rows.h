@@ -84,7 +84,7 @@ inline void against_mixture(typename S::F d, float beta, typename S::F& log_p_m,
 template <class S, Divergence D>
 inline typename S::F compared(typename S::F student, typename S::F teacher) {
   if constexpr (D == Divergence::reverse_kl)
-    return S::if_less(S::set1(kMinusInf), teacher, student, S::set1(kMinusInf));
+    return S::keep_nan(teacher, S::if_less(S::set1(kMinusInf), teacher, student, S::set1(kMinusInf)));
   return student;
 }
 

@@ -81,9 +81,9 @@ void norm_rows(const NormForward& args, int64_t begin, int64_t end, char* scratc
     const NormRow<S, T> row = norm_statistics<S, T>(args, m, h);
     if (args.rstd != nullptr) args.rstd[m] = row.rstd;
     if (args.mean != nullptr) args.mean[m] = row.mean;
-    T* y = args.y != nullptr ? static_cast<T*>(args.y) + m * args.K : y_row;
+    T* y = args.scale == nullptr ? static_cast<T*>(args.y) + m * args.K : y_row;
     normalise_row<S, T, kCentre, kWeight, kBias>(args, row, y);
-    if (args.y != nullptr) continue;
+    if (args.scale == nullptr) continue;
     const Scale s = scale_of_absmax(absmax_bits<S>(y, args.K));
     args.scale[m] = s.scale;
     int8_t* q = args.q + m * args.K;

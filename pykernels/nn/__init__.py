@@ -9,7 +9,11 @@ from ..quantization.config import (
     Int8WeightConfig,
     Int8WeightOnlyConfig,
 )
+from .attention import Attention
 from .cast_linear import CastLinear
+from .cross_entropy import CrossEntropyLoss, LinearCrossEntropyLoss
+from .distillation import DistillationLoss, LinearDistillationLoss
+from .dropout import Dropout
 from .gated_activation import GEGLU, ReGLU, ReLU2, SwiGLU
 from .int8_embedding import Int8Embedding
 from .int8_linear import Int8Linear
@@ -17,21 +21,34 @@ from .int8_linear_outliers import Int8OutlierLinear
 from .int8_training import Int8TrainingLinear
 from .int8_weight_only_linear import Int8WeightOnlyLinear
 from .layer_norm import LayerNorm
+from .mlp import GEGLUMLP, SwiGLUMLP
+from .norm_linear import NormLinear
 from .rms_norm import RMSNorm
+from .transformer_block import TransformerBlock
 
 __all__ = [
     "GEGLU",
+    "GEGLUMLP",
+    "Attention",
     "CastLinear",
+    "CrossEntropyLoss",
+    "DistillationLoss",
+    "Dropout",
     "Int8Embedding",
     "Int8Linear",
     "Int8OutlierLinear",
     "Int8TrainingLinear",
     "Int8WeightOnlyLinear",
     "LayerNorm",
+    "LinearCrossEntropyLoss",
+    "LinearDistillationLoss",
+    "NormLinear",
     "RMSNorm",
     "ReGLU",
     "ReLU2",
     "SwiGLU",
+    "SwiGLUMLP",
+    "TransformerBlock",
 ]
 
 _LINEAR_CLASSES: dict[type, type[Int8Linear]] = {

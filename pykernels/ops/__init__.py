@@ -1,12 +1,14 @@
 """The operators: one file holds an operation's schema, reference, fake function and backward, in that order."""
 
 from . import (
+    attention,
     cross_entropy,
     cross_entropy_tiles,
     dequantize,
     distillation,
     dropout,
     gated_activation,
+    glu_linear,
     int8_linear,
     int8_linear_outliers,
     int8_matmul,
@@ -15,6 +17,10 @@ from . import (
     layer_norm,
     linear_cross_entropy,
     linear_distillation,
+    linear_kl_div,
+    norm_attention,
+    norm_linear,
+    norm_mlp,
     quantize_asymmetric,
     quantize_blockwise,
     quantize_colwise,
@@ -24,12 +30,14 @@ from . import (
 )
 
 __all__ = [
+    "attention",
     "cross_entropy",
     "cross_entropy_tiles",
     "dequantize",
     "distillation",
     "dropout",
     "gated_activation",
+    "glu_linear",
     "int8_linear",
     "int8_linear_outliers",
     "int8_matmul",
@@ -38,6 +46,10 @@ __all__ = [
     "layer_norm",
     "linear_cross_entropy",
     "linear_distillation",
+    "linear_kl_div",
+    "norm_attention",
+    "norm_linear",
+    "norm_mlp",
     "quantize_asymmetric",
     "quantize_blockwise",
     "quantize_colwise",

@@ -59,12 +59,12 @@ def check_target(op: str, target: Tensor | None, x: Tensor, name: str) -> None:
 
 def check_labels(op: str, target: Tensor | None, vocabulary: int, ignore_index: int) -> None:
     """Labels are classes or ignore_index. On a GPU reading them would stall it: the row's loss is NaN instead."""
-    if target is None or target.device.type != "cpu":
+    if target is None or target.device.type != "cpu" or torch.compiler.is_compiling():
         return
     bad = ((target < 0) | (target >= vocabulary)) & (target != ignore_index)
     if bool(bad.any()):
         found = int(target[bad][0])
-        raise RuntimeError(
+        raise ValueError(
             f"{op}: expected target to be in [0, {vocabulary}) or ignore_index ({ignore_index}), got {found}"
         )
 
@@ -233,12 +233,16 @@ def one_of(op: str, name: str, got: object, table: dict[str, int]) -> int:
     return table[got]
 
 
-def check_values(op: str, temperature: float, hard_weight: float, target: Tensor | None) -> None:
+def check_values(op: str, temperature: float, hard_weight: float) -> None:
     """The numbers that every form takes."""
     if not 0 < temperature < float("inf"):
         raise ValueError(f"{op}: expected temperature to be positive and finite, got {temperature}")
     if not 0 <= hard_weight <= 1:
         raise ValueError(f"{op}: expected hard_weight to be in [0, 1], got {hard_weight}")
+
+
+def check_hard(op: str, hard_weight: float, target: Tensor | None) -> None:
+    """The hard part needs labels."""
     if hard_weight and target is None:
         raise ValueError(f"{op}: expected target for hard_weight {hard_weight}, got None")
 
@@ -287,17 +291,20 @@ def distillation_loss(
     the number of rows that are not ignored, as in torch's kl_div, "sum", or "none". All rows ignored gives 0.
     Statistics are float32; no gradient flows to the teacher.
 
-    Saved for backward: references to both logits and target, nothing else. Errors: ValueError for a value,
-    RuntimeError for a dtype, shape, device or label, before anything runs (on a GPU a label out of range gives NaN);
-    NotImplementedError for a second derivative.
+    Saved for backward: references to both logits and target, nothing else. Errors, before anything runs: ValueError
+    for a value and on the CPU for a label out of range (on a GPU its loss is NaN), RuntimeError for a dtype, shape or
+    device. NotImplementedError for a second derivative.
     """
     op = "distillation_loss"
-    check_values(op, temperature, hard_weight, target)
+    check_values(op, temperature, hard_weight)
+    check_hard(op, hard_weight, target)
     kind = one_of(op, "divergence", divergence, DIVERGENCES)
     code = one_of(op, "reduction", reduction, REDUCTIONS)
     if divergence == "jsd":
         kind = divergence_of_beta(op, beta)
     spec = (kind, beta, temperature, hard_weight, ignore_index)
+    check_rows(op, student_logits, teacher_logits, target, *spec[:3])
+    check_labels(op, target, student_logits.shape[-1], ignore_index)
     loss = _ops.distillation_rows.default(student_logits, teacher_logits.detach(), target, *spec)
     if code == REDUCTIONS["none"]:
         return loss

@@ -6,20 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from ._autocast import autocast
 from ._checks import FLOATS, check, check_device, check_dtype, check_vector
 from ._vocabulary import Vocabulary, add_weight_gradient, chunks, compute_dtype
-from .distillation import (
-    DIVERGENCES,
-    REDUCTIONS,
-    SPEC,
-    check_labels,
-    check_target,
-    check_values,
-    divergence_of_beta,
-    one_of,
-    rows_that_count,
-)
+from .distillation import REDUCTIONS, SPEC, check_target, rows_that_count
 
 NAME = "linear_distillation"
 BACKWARD = f"{NAME}_backward"
@@ -34,9 +23,6 @@ BACKWARD_SCHEMA = (
     f"{BACKWARD}(Tensor grad, {_TENSORS}, {SPEC}, int reduction, int gradients) -> (Tensor, Tensor, Tensor)"
 )
 INPUT, WEIGHT, BIAS = 1, 2, 4
-STRATEGIES = (None, "forward", "recompute")
-# Above this the float32 gradient of weight is not held from forward to backward unless asked for.
-FORWARD_BYTES = 1 << 30
 _ops = torch.ops.pykernels
 
 
@@ -121,7 +107,6 @@ def _run(
     labels = None if target is None else target.reshape(-1)
     rows, dtype = x.shape[0], compute_dtype(x)
     wide = torch.promote_types(dtype, torch.float32)
-    check_labels(NAME, labels, weight.shape[0], spec[-1])
     student = Vocabulary(weight, bias, dtype)
     teacher = None
     teacher_dtype = dtype
@@ -240,7 +225,8 @@ def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...
         refuse_second_backward(ctx)
     saved = zip(ctx.saved_tensors, ctx.dtypes, needs, strict=True)
     # In place where autograd frees the graph behind us: a copy of weight's gradient is what this operator is to avoid.
-    scale = torch.mul if _keeps_graph() else Tensor.mul_
+    # A tracer's tensors are of other types, and a compiler decides by itself what is in place.
+    scale = Tensor.mul_ if type(grad) is Tensor and not _keeps_graph() else torch.mul
     return *(scale(g, grad).to(dtype) if need else None for g, dtype, need in saved), *rest
 
 
@@ -258,146 +244,3 @@ _library.define(SCHEMA, reference, fake, composite=True)
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, composite=True)
 torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
 torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward, lib=_library.LIB)
-
-
-def _detached(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach()
-
-
-def _call(
-    op: str,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    teacher: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-    target: Tensor | None,
-    divergence: int,
-    beta: float,
-    temperature: float,
-    hard_weight: float,
-    ignore_index: int,
-    reduction: str,
-    strategy: str | None,
-) -> Tensor:
-    check_values(op, temperature, hard_weight, target)
-    code = one_of(op, "reduction", reduction, REDUCTIONS)
-    if strategy not in STRATEGIES:
-        raise ValueError(f"{op}: expected strategy to be None, 'forward' or 'recompute', got {strategy!r}")
-    if strategy == "forward" and code == REDUCTIONS["none"]:
-        raise ValueError(f"{op}: expected strategy 'recompute' (or None) for reduction 'none', got 'forward'")
-    teacher_input, teacher_weight, teacher_bias, teacher_logits = teacher
-    if (teacher_logits is None) == (teacher_input is None) or (teacher_input is None) != (teacher_weight is None):
-        found = [
-            name
-            for name, value in zip(
-                ("teacher_input", "teacher_weight", "teacher_logits"), (*teacher[:2], teacher[3]), strict=True
-            )
-            if value is not None
-        ]
-        raise ValueError(
-            f"{op}: expected either teacher_input and teacher_weight or teacher_logits, "
-            f"got {' and '.join(found) or 'none of them'}"
-        )
-    if teacher_bias is not None and teacher_weight is None:
-        raise ValueError(f"{op}: expected teacher_bias only with teacher_weight, got it with teacher_logits")
-    check_arguments(op, input, weight, bias, *teacher, target)
-
-    input, teacher_input = autocast(input), None if teacher_input is None else autocast(teacher_input)
-    needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (input, weight, bias)]
-    small = weight.numel() * 4 <= FORWARD_BYTES
-    in_forward = strategy == "forward" or (strategy is None and code != REDUCTIONS["none"] and small)
-    gradients = sum(flag for flag, need in zip((INPUT, WEIGHT, BIAS), needs, strict=True) if need) if in_forward else 0
-    return _ops.linear_distillation.default(
-        input,
-        weight,
-        bias,
-        _detached(teacher_input),
-        _detached(teacher_weight),
-        _detached(teacher_bias),
-        _detached(teacher_logits),
-        target,
-        divergence,
-        beta,
-        temperature,
-        hard_weight,
-        ignore_index,
-        code,
-        gradients,
-    )[0]
-
-
-def linear_kl_div(
-    input: Tensor,
-    weight: Tensor,
-    teacher_input: Tensor | None = None,
-    teacher_weight: Tensor | None = None,
-    *,
-    bias: Tensor | None = None,
-    teacher_bias: Tensor | None = None,
-    teacher_logits: Tensor | None = None,
-    target: Tensor | None = None,
-    temperature: float = 1.0,
-    reverse: bool = False,
-    hard_weight: float = 0.0,
-    ignore_index: int = -100,
-    reduction: str = "batchmean",
-    strategy: str | None = None,
-) -> Tensor:
-    """As linear_jsd with beta = 0, KL(teacher || student), or with reverse=True beta = 1, KL(student || teacher)."""
-    teacher = (teacher_input, teacher_weight, teacher_bias, teacher_logits)
-    kind = DIVERGENCES["reverse_kl" if reverse else "kl"]
-    numbers = (kind, float(reverse), temperature, hard_weight, ignore_index)
-    return _call("linear_kl_div", input, weight, bias, teacher, target, *numbers, reduction, strategy)
-
-
-def linear_jsd(
-    input: Tensor,
-    weight: Tensor,
-    teacher_input: Tensor | None = None,
-    teacher_weight: Tensor | None = None,
-    *,
-    bias: Tensor | None = None,
-    teacher_bias: Tensor | None = None,
-    teacher_logits: Tensor | None = None,
-    target: Tensor | None = None,
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    hard_weight: float = 0.0,
-    ignore_index: int = -100,
-    reduction: str = "batchmean",
-    strategy: str | None = None,
-) -> Tensor:
-    """distillation_loss of linear(input, weight, bias) against a teacher, without holding the logits of either.
-
-    (1 - hard_weight) * temperature**2 * D(p, q) + hard_weight * cross_entropy, with the generalised Jensen-Shannon
-    divergence of GKD (Agarwal et al. 2023, arXiv 2306.13649): D = beta KL(p || m) + (1 - beta) KL(q || m), where
-    p = softmax(teacher / temperature), q = softmax(student / temperature) and m = beta p + (1 - beta) q. beta = 0 is
-    KL(p || q) and beta = 1 is KL(q || p) by definition (the limits of the formula itself are 0).
-    functional.distillation_loss says the rest: -inf teacher logits, ignored rows, reduction.
-
-    Shapes: input [..., H], weight [V, H], bias [V]; the teacher is teacher_input [..., Ht], teacher_weight [V, Ht] and
-    teacher_bias [V], or teacher_logits [..., V]; target int64 [...] -> float32 scalar, or [...] for reduction "none".
-    Any of them may be float32, bfloat16 or float16. Gradients go to input, weight and bias, each in its own dtype; the
-    teacher is frozen. Under autocast both inputs are cast as torch.nn.functional.linear would cast them.
-
-    The logits exist for one chunk of tokens at a time, at most 32 MiB each for student and teacher (or one row), in
-    forward and in backward. 16-bit products run in float32 on a CPU that has none of its own, with 16 MiB of scratch
-    for a block of the weight. Saved for backward, in bytes, with N rows:
-
-        strategy "forward"    N*H*itemsize (gradient of input) + 4*V*H (of weight, float32) + 4*V (of bias), each
-                              only if wanted: the gradients are computed in forward, in 4 products of N*V*H
-        strategy "recompute"  nothing but references to the arguments: 6 products, because backward computes both
-                              logits again; it needs no statistics, since a chunk's gradient finds its own
-
-    strategy None takes "forward" where float32 gradients of weight take at most 1 GiB, and "recompute" above that and
-    for reduction "none", whose upstream gradients are not known in forward. A second backward through one graph
-    works with "recompute"; "forward" scales its saved gradients in place and then raises a RuntimeError that says so.
-    Nothing waits for the device.
-
-    Errors, before anything runs: ValueError for a value (temperature, beta, hard_weight, reduction, strategy, both or
-    neither of teacher_input and teacher_logits), RuntimeError for a dtype, shape, device or label (on a GPU a label out
-    of range gives NaN); NotImplementedError for a second derivative.
-    """
-    teacher = (teacher_input, teacher_weight, teacher_bias, teacher_logits)
-    numbers = (divergence_of_beta("linear_jsd", beta), beta, temperature, hard_weight, ignore_index)
-    return _call("linear_jsd", input, weight, bias, teacher, target, *numbers, reduction, strategy)
