@@ -55,7 +55,8 @@ def _value_slope(x, ACTIVATION: tl.constexpr):
             turn = a
         s = sigmoid(a)
         value = above * s
-        slope = s + s * sigmoid(-a) * turn
+        rest = tl.where(a < 0.0, 1.0 - s, sigmoid(-a))  # 1 - s, which cancels above 0
+        slope = s * (1.0 + rest * turn)
     return value, slope
 
 

@@ -59,7 +59,8 @@ inline ValueSlope<S> silu(typename S::F x) {
   const F one = S::set1(1.0f), above = at_least<S>(-87.0f, x), limited = at_most<S>(87.0f, above);
   const F e = exp_within<S, Exact>(S::sub(S::set1(0.0f), limited));
   const F s = S::div(one, S::add(one, e));
-  const F rest = S::mul(e, s);  // 1 - s, without cancellation
+  F rest = S::mul(e, s);  // 1 - s, which cancels where x > 0
+  if constexpr (Exact) rest = S::if_less(x, S::set1(0.0f), S::sub(one, s), rest);
   return {S::mul(above, s), S::mul(s, S::fma(limited, rest, one))};
 }
 
