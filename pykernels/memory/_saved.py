@@ -46,7 +46,8 @@ def is_plain(tensor: torch.Tensor, min_bytes: int) -> bool:
     """Whether it is a strided tensor of min_bytes or more, with memory for each of its elements."""
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
         return False
-    return 0 < tensor.nbytes <= tensor.untyped_storage().nbytes() and tensor.nbytes >= min_bytes
+    expanded = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return not expanded and 0 < tensor.nbytes <= tensor.untyped_storage().nbytes() and tensor.nbytes >= min_bytes
 
 
 class Parameters:
