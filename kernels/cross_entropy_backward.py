@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ._common import as_rows, narrow
-from .cross_entropy import block_of, capped
+from .cross_entropy import block_of, tanh
 
 
 @triton.jit
@@ -50,7 +50,10 @@ def _cross_entropy_backward(
     on_p = on_target + on_all * weight_sum + 2.0 * z_loss * lse * grad
     if grad_lse_ptr is not None:
         on_p += tl.where(keep, tl.load(grad_lse_ptr + row), 0.0)
-    z = capped(tl.load(logits_ptr + row * stride + cols, mask=live & keep, other=0.0), softcap, CAP)
+    z = tl.load(logits_ptr + row * stride + cols, mask=live & keep, other=0.0).to(tl.float32)
+    if CAP:
+        unit = tanh(z / softcap)
+        z = softcap * unit
     dz = tl.where(on_p == 0.0, 0.0, tl.exp(z - lse) * on_p)
     if SMOOTH:
         if weight_ptr is not None:
@@ -59,7 +62,7 @@ def _cross_entropy_backward(
             dz -= on_all
     dz -= tl.where(first_class + cols == target, on_target, 0.0)
     if CAP:
-        dz *= 1.0 - (z / softcap) * (z / softcap)
+        dz *= 1.0 - unit * unit
     tl.store(out_ptr + row * out_stride + cols, narrow(dz, out_ptr.dtype.element_ty), mask=live)
 
 

@@ -304,7 +304,7 @@ def test_plots_come_from_a_csv(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["no_such_op"], "op: got no_such_op; accepts int8_linear"),
+        (["no_such_op"], "op: got no_such_op; accepts cross_entropy"),
         (["--plot", "no/such.csv"], "no/such.csv is not a file"),
     ],
 )

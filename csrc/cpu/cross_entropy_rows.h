@@ -17,14 +17,12 @@ struct Softcap {
   F cap, inverse;
 
   explicit Softcap(float softcap) : cap(S::set1(softcap)), inverse(S::set1(Cap ? 1.0f / softcap : 0.0f)) {}
-  F operator()(F x) const { return Cap ? S::mul(cap, tanh<S>(S::mul(x, inverse))) : x; }
+  F operator()(F x) const { return Cap ? S::mul(cap, unit(x)) : x; }
   float operator()(float x) const { return Cap ? first((*this)(S::set1(x))) : x; }
-  // d z / d x from z.
-  F slope(F z) const {
-    const F u = S::mul(z, inverse);
-    return S::sub(S::set1(1.0f), S::mul(u, u));
-  }
-  float slope(float z) const { return Cap ? first(slope(S::set1(z))) : 1.0f; }
+  // z / cap. The slope d z / d x is taken from it: from z it would lose two roundings more where it nearly cancels.
+  F unit(F x) const { return tanh<S>(S::mul(x, inverse)); }
+  F slope(F u) const { return S::sub(S::set1(1.0f), S::mul(u, u)); }
+  float slope(float x) const { return Cap ? first(slope(unit(S::set1(x)))) : 1.0f; }
 
  private:
   static float first(F v) {
@@ -175,10 +173,10 @@ void gradient_row(const T* x, T* out, const float* weight, int64_t n, const Slop
   using F = typename S::F;
   const F shift = S::set1(lse), on_p = S::set1(d.on_p), on_all = S::set1(d.on_all);
   const auto slope = [&](F v, F w) {
-    const F z = softcap(v);
+    const F u = Cap ? softcap.unit(v) : v, z = Cap ? S::mul(softcap.cap, u) : v;
     F dz = S::mul(exp<S>(S::sub(z, shift)), on_p);
     if (Smooth) dz = S::sub(dz, S::mul(on_all, w));
-    return Cap ? S::mul(dz, softcap.slope(z)) : dz;
+    return Cap ? S::mul(dz, softcap.slope(u)) : dz;
   };
   const F one = S::set1(1.0f);
   int64_t k = 0;
@@ -215,15 +213,15 @@ void cross_entropy_backward_rows(const CrossEntropy& args, const CrossEntropyBac
     const int64_t target = args.target[m] - args.first_class;
     const bool here = target >= 0 && target < args.columns;
     // The target's own gradient is made apart, so that it is rounded once: p - 1 nearly cancels.
-    const float z = here ? softcap(to_float(x[target])) : 0.0f;
+    const float logit = here ? to_float(x[target]) : 0.0f;
     if (d.on_all != 0.0f)
       gradient_row<S, T, Cap, true>(x, out, weight, args.columns, d, lse, softcap);
     else
       gradient_row<S, T, Cap, false>(x, out, weight, args.columns, d, lse, softcap);
     if (here) {
       const float w = weight == nullptr ? 1.0f : weight[target];
-      const float dz = d.on_p * exp_of<S>(z - lse) - d.on_all * w - d.on_target;
-      out[target] = from_float<T>(dz * softcap.slope(z));
+      const float dz = d.on_p * exp_of<S>(softcap(logit) - lse) - d.on_all * w - d.on_target;
+      out[target] = from_float<T>(dz * softcap.slope(logit));
     }
   }
 }

@@ -96,7 +96,7 @@ def gradient(
         dz = dz - on_all.unsqueeze(-1) * tile
     classes = torch.arange(first_class, first_class + logits.shape[-1], device=logits.device)
     dz = dz - torch.where(classes == target.unsqueeze(-1), on_target.unsqueeze(-1), 0.0)
-    return dz * (1.0 - (z / softcap) ** 2) if softcap else dz
+    return dz * (1.0 - torch.tanh(logits.to(z.dtype) / softcap) ** 2) if softcap else dz
 
 
 def backward_reference(
