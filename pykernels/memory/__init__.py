@@ -1,0 +1,1 @@
+"""What models keep for backward: the formulas, and tools that keep less."""
