@@ -13,7 +13,7 @@ ALLOWED = {
     "ops": {"_library", "ops"},
     "functional": {"ops", "quantization.config"},
     "nn": {"functional", "nn", "quantization.config", "ops"},
-    "memory": {"functional", "memory"},
+    "memory": {"functional", "memory", "nn"},
     "quantization": {"functional", "nn", "quantization", "_library"},
     "demo": {"demo", "quantization", "nn", "functional", "_library", "_info", ""},
     "bench": {"bench", "quantization", "nn", "functional", "ops", "_library", "_info", ""},

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from pykernels.bench.memory import saved_bytes
-from pykernels.memory import DIAL, checkpoint_
+from pykernels.memory import checkpoint_
+from pykernels.nn import SAVE
 
 
 class Block(nn.Module):
@@ -43,7 +44,7 @@ class Dial(nn.Module):
     """A layer with the dial, which passes its value on to the part of itself that accepts only some values."""
 
     class Part(nn.Module):
-        accepts = DIAL[:4]
+        accepts = SAVE[:4]
 
         def __init__(self, save: str) -> None:
             super().__init__()

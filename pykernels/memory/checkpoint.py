@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-DIAL = ("all", "inputs+preact", "int8", "recompute_mlp", "recompute_qkv", "checkpoint")
+from ..nn._save import SAVE
+
 Policy = str | tuple[str, int] | Sequence[str]
 ACCEPTS = (
     '"none", "checkpoint", "every k-th" such as "every 2nd" or ("every", 2), a list of module name patterns, or a '
-    "value of the dial: " + ", ".join(f'"{value}"' for value in DIAL if value != "checkpoint")
+    "value of the dial: " + ", ".join(f'"{value}"' for value in SAVE if value != "checkpoint")
 )
 _BEFORE = "_save_before_checkpoint"
 
@@ -115,7 +116,7 @@ def _choose(model: nn.Module, policy: Policy) -> tuple[dict[str, nn.Module], str
         return _every_kth(_blocks(model), every, policy), None
     if policy == "none":
         return {}, None
-    if isinstance(policy, str) and policy in DIAL:
+    if isinstance(policy, str) and policy in SAVE:
         if not any(_has_dial(module) for module in model.modules()):
             raise ValueError(f"checkpoint_: no module has the dial `save` that {policy!r} would set; accepts {ACCEPTS}")
         return {}, policy
@@ -177,7 +178,7 @@ def _runs(module: nn.Module) -> bool:
 
 def _has_dial(module: nn.Module) -> bool:
     value = getattr(module, "save", None)
-    return isinstance(value, str) and value in DIAL
+    return isinstance(value, str) and value in SAVE
 
 
 def _apply(modules: dict[str, nn.Module], chosen: dict[str, nn.Module], dial: str | None) -> dict[str, str]:
