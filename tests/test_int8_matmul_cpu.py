@@ -4,7 +4,9 @@ Shapes (M, N, K). Kernels tile 6 rows by 64 columns (in vectors of 16) and read 
 (1, 1, 1) and (1, 3, 5) are all tail; (7, 65, 63), (6, 64, 64), (13, 129, 65) stand just below, on and just above every
 tile; (2, 8, 130), (5, 17, 1000) and (16, 100, 257) are decoding, which streams the weight, and (17, 33, 66) its
 successor; (70, 70, 300), (97, 81, 67) and (200, 16, 128) are packed panels with ragged edges, the last with few columns
-and many rows, which splits M; (9, 40, 9000) needs two blocks along K; the zeros are empty or have empty sums.
+and many rows, which splits M; (90, 40, 9000) needs two blocks along K; the zeros are empty or have empty sums. AVX2
+tiles 4 rows by 16 columns by 512 of K: (4, 31, 515) and (5, 16, 513) stand either side of its first panel,
+(3, 70, 79) and (2, 6, 65) stream ragged rows of the weight, (195, 300, 34) splits both rows and columns unevenly.
 """
 
 import itertools
@@ -17,6 +19,7 @@ import pykernels
 
 SHAPES = [(0, 4, 8), (4, 0, 8), (3, 5, 0), (1, 1, 1), (1, 3, 5), (6, 64, 64), (7, 65, 63), (13, 129, 65), (2, 8, 130)]
 SHAPES += [(5, 17, 1000), (16, 100, 257), (17, 33, 66), (70, 70, 300), (97, 81, 67), (200, 16, 128), (90, 40, 9000)]
+SHAPES += [(4, 31, 515), (5, 16, 513), (3, 70, 79), (2, 6, 65), (195, 300, 34)]
 ACTIVATIONS = [None, "relu", "gelu", "gelu_tanh", "silu"]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 ISAS = ["portable", "avx2", "avx512_vnni"]
@@ -90,6 +93,17 @@ def test_extreme_codes_do_not_saturate_or_overflow(isa):
     got = F.int8_matmul(a, b, out_dtype=torch.int32)
     assert got[0].tolist() == [128 * 128 * k, -128 * 127 * k, 128 * 128 * k]
     assert torch.equal(got, got[:1].expand(7, 3))
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 70])
+def test_products_of_extreme_codes_are_exact(m, isa):
+    """-128 on one side, the other, both or neither, in every pairing of neighbours along K, on every kernel."""
+    values = torch.tensor([-128, -127, -1, 0, 1, 127], dtype=torch.int8)
+    k = 1031
+    a, b = values[torch.randint(6, (m, k))], values[torch.randint(6, (37, k))]
+    a[0], b[5] = -128, -128
+    got = F.int8_matmul(a, b, out_dtype=torch.int32)
+    assert torch.equal(got, exact(a, b).int()) and got[0, 5] == 128 * 128 * k
 
 
 def test_row_strides_and_views(isa):

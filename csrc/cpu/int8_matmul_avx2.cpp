@@ -1,125 +1,136 @@
-// AVX2: codes widened to int16, pairs multiplied and added by vpmaddwd. That is exact; vpmaddubsw would saturate.
+// Many rows: a packed once into tiles of 4 rows, b packed 16 columns by 512 codes at a time into the first-level cache.
 #if defined(__x86_64__)
+#include "int8_matmul_avx2.h"
+
 #include <immintrin.h>
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
-#include "float_types.h"
-#include "int8_matmul_kernels.h"
+#include "scratch.h"
 
 #pragma GCC target("avx2,fma,f16c")
-#include "int8_matmul_epilogue.h"
+#include "int8_matmul_tile_avx2.h"
 
 namespace pykernels::cpu {
+namespace avx2 {
 namespace {
 
-constexpr int64_t kTileRows = 3;
-constexpr int64_t kTileColumns = 4;
-constexpr int64_t kColumns = 64;
-constexpr int64_t kCacheBytes = 256 << 10;  // rows of a that an item keeps in the second-level cache
+// 16 columns of this many quads are 16 KiB: half of a first-level cache.
+constexpr int64_t kBlockQuads = 128;
+// Rows of a block along K (192 KiB) and products (96 KiB) that an item keeps in a second-level cache.
+constexpr int64_t kItemRows = 192;
+constexpr int64_t kItemColumns = 128;
+
+using Interleave = void (*)(const int8_t*, int64_t, int64_t, int32_t*, int32_t*);
+constexpr Interleave kInterleave[kTileRows] = {interleave_rows<1>, interleave_rows<2>, interleave_rows<3>,
+                                               interleave_rows<4>};
+
+using Tile = void (*)(const int32_t*, const char*, int64_t, const int32_t*, const int32_t*, int32_t*, int64_t, Ahead);
+constexpr Tile kTiles[kTileRows] = {tile<1>, tile<2>, tile<3>, tile<4>};
+
+// Prepared rows lie block by block along K, so that the rows of a block, which an item keeps, are one piece of memory:
+// whole rows lie a power of two apart and would evict one another.
+int32_t* packed_rows(const Int8Workspace& workspace, int64_t M, int64_t padded_quads, int64_t q0, int64_t m) {
+  const int64_t quads = std::min(kBlockQuads, padded_quads - q0);
+  return reinterpret_cast<int32_t*>(workspace.rows) + 2 * (M * q0 + m * quads);
+}
+
+int64_t padded_codes(int64_t K) { return (K + 4 * kQuads - 1) / (4 * kQuads) * (4 * kQuads); }
+
+}  // namespace
+
+void panel_rows(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end) {
+  static thread_local Scratch scratch;
+  const Int8Workspace to(workspace, args.M, plan.row_bytes);
+  const int64_t stride = padded_codes(args.K);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t m0 = item * kTileRows, count = std::min<int64_t>(kTileRows, args.M - m0);
+    int8_t* rows = reinterpret_cast<int8_t*>(scratch.get(kTileRows * stride));
+    for (int64_t i = 0; i < count; ++i) {
+      int8_t* row = rows + i * stride;
+      const int8_t* codes = int8_matmul_codes(args, m0 + i, row, to.scale);
+      if (codes != row) std::memcpy(row, codes, static_cast<size_t>(args.K));
+      std::memset(row + args.K, 0, static_cast<size_t>(stride - args.K));
+    }
+    std::fill_n(to.sum + m0, count, 0);
+    for (int64_t q0 = 0; q0 < stride / 4; q0 += kBlockQuads)
+      kInterleave[count - 1](rows + 4 * q0, stride, std::min(kBlockQuads, stride / 4 - q0),
+                             packed_rows(to, args.M, stride / 4, q0, m0), to.sum + m0);
+  }
+}
+
+void panel_tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end) {
+  static thread_local Scratch scratch;
+  const Int8Workspace from(workspace, args.M, plan.row_bytes);
+  const Epilogue epilogue = int8_matmul_epilogue(args, from);
+  const int64_t quads = (args.K + 3) / 4, padded_quads = padded_codes(args.K) / 4;
+  const int64_t width = plan.columns_per_item;
+  const int64_t panels = (args.N + width - 1) / width;
+  constexpr int64_t kStripBytes = kBlockQuads * kStripQuadBytes;
+  char* strip = scratch.get(kStripBytes + plan.rows_per_item * width * 4);
+  int32_t* products = reinterpret_cast<int32_t*>(strip + kStripBytes);
+  alignas(32) int32_t column_sum[kTileColumns];
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n0 = item % panels * width, columns = std::min(width, args.N - n0);
+    const int64_t first = item / panels * plan.rows_per_item, last = std::min(args.M, first + plan.rows_per_item);
+    const int64_t tiles = (last - first + kTileRows - 1) / kTileRows;
+    const int64_t ahead_columns = (kTileColumns + tiles - 1) / tiles;
+    for (int64_t q0 = 0; q0 == 0 || q0 < quads; q0 += kBlockQuads) {
+      const int64_t count = std::min(kBlockQuads, quads - q0);
+      for (int64_t j = 0; j < columns; j += kTileColumns) {
+        const int8_t* b = args.b + (n0 + j) * args.b_stride + 4 * q0;
+        pack_strip(b, args.b_stride, columns - j, std::min(4 * count, args.K - 4 * q0), strip, column_sum);
+        const bool last_strip = j + kTileColumns >= columns;
+        const int8_t* next =
+            last_strip ? args.b + n0 * args.b_stride + 4 * (q0 + count) : b + kTileColumns * args.b_stride;
+        for (int64_t m = first, fetched = 0; m < last; m += kTileRows, fetched += ahead_columns) {
+          const int64_t rows = std::min<int64_t>(kTileRows, last - m);
+          const int64_t fetch = std::clamp<int64_t>(kTileColumns - fetched, 0, ahead_columns);
+          kTiles[rows - 1](packed_rows(from, args.M, padded_quads, q0, m), strip, count,
+                           q0 == 0 ? from.sum + m : nullptr, column_sum, products + (m - first) * width + j, width,
+                           {next + fetched * args.b_stride, args.b_stride, fetch});
+        }
+      }
+    }
+    kEpilogueAvx2(epilogue, products, width, first, last - first, n0, columns);
+  }
+}
+
+}  // namespace avx2
+
+namespace {
 
 Int8MatmulPlan plan(const Int8Matmul& args) {
   Int8MatmulPlan plan;
-  plan.row_bytes = ((args.K + 15) / 16 * 16 + 32) * 2;  // int16, padded with zeros, an odd number of lines apart
-  plan.rows_per_item = std::max<int64_t>(48, kCacheBytes / plan.row_bytes / kTileRows * kTileRows);
-  plan.columns_per_item = kColumns;
-  plan.row_items = args.M;
-  plan.tile_items = ((args.N + kColumns - 1) / kColumns) * ((args.M + plan.rows_per_item - 1) / plan.rows_per_item);
+  plan.streaming = args.M <= avx2::kMostStreamed;
+  if (plan.streaming) {
+    plan.row_bytes = ((args.K + 15) / 16 * 16 + 32) * 2;  // an odd number of lines apart
+    plan.rows_per_item = args.M;
+    plan.columns_per_item = 64;
+    plan.row_items = args.M;
+    plan.tile_items = (args.N + 63) / 64;
+  } else {
+    plan.row_bytes = 2 * avx2::padded_codes(args.K);
+    plan.row_items = (args.M + avx2::kTileRows - 1) / avx2::kTileRows;
+    const int64_t parts = (args.M + avx2::kItemRows - 1) / avx2::kItemRows;
+    plan.rows_per_item = (plan.row_items + parts - 1) / parts * avx2::kTileRows;
+    plan.columns_per_item = avx2::kItemColumns;
+    const auto panels = [&] { return (args.N + plan.columns_per_item - 1) / plan.columns_per_item; };
+    // Narrower where there are few, so that every thread finds work.
+    while (plan.columns_per_item > avx2::kTileColumns && panels() * parts < 16) plan.columns_per_item /= 2;
+    plan.tile_items = panels() * ((args.M + plan.rows_per_item - 1) / plan.rows_per_item);
+  }
   plan.workspace_bytes = Int8Workspace::bytes(args.M, plan.row_bytes);
   return plan;
 }
 
 void rows(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end) {
-  const Int8Workspace to(workspace, args.M, plan.row_bytes);
-  for (int64_t m = begin; m < end; ++m) {
-    int16_t* row = reinterpret_cast<int16_t*>(to.rows + m * plan.row_bytes);
-    // Codes quantised here land in the upper half of their own row and are widened upwards into it: byte k is read
-    // before word k is written over it.
-    int8_t* upper = reinterpret_cast<int8_t*>(row) + plan.row_bytes - args.K;
-    const int8_t* codes = int8_matmul_codes(args, m, upper, to.scale);
-    for (int64_t k = 0; k < args.K; ++k) {
-      const int16_t wide = codes[k];
-      std::memcpy(row + k, &wide, sizeof(wide));
-    }
-    std::memset(row + args.K, 0, static_cast<size_t>(plan.row_bytes - 2 * args.K));
-  }
+  (plan.streaming ? avx2::streaming_rows : avx2::panel_rows)(args, plan, workspace, begin, end);
 }
-
-inline __m256i widen(const int8_t* p) {
-  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-
-inline int32_t add_lanes(__m256i v) {
-  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-}
-
-template <int MR, int NR>
-void tile(const char* a, int64_t a_stride, const int8_t* b, int64_t b_stride, int64_t K, int32_t* out) {
-  __m256i acc[MR][NR];
-#pragma GCC unroll 4
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < NR; ++j) acc[i][j] = _mm256_setzero_si256();
-  int64_t k = 0;
-#pragma GCC unroll 1
-  for (; k + 16 <= K; k += 16) {
-#pragma GCC unroll 4
-    for (int j = 0; j < NR; ++j) {
-      const __m256i w = widen(b + j * b_stride + k);
-#pragma GCC unroll 4
-      for (int i = 0; i < MR; ++i) {
-        const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + i * a_stride + 2 * k));
-        acc[i][j] = _mm256_add_epi32(acc[i][j], _mm256_madd_epi16(w, x));
-      }
-    }
-  }
-  if (k < K) {
-#pragma GCC unroll 4
-    for (int j = 0; j < NR; ++j) {
-      int8_t padded[16] = {};
-      std::memcpy(padded, b + j * b_stride + k, static_cast<size_t>(K - k));
-      const __m256i w = widen(padded);
-#pragma GCC unroll 4
-      for (int i = 0; i < MR; ++i) {
-        const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + i * a_stride + 2 * k));
-        acc[i][j] = _mm256_add_epi32(acc[i][j], _mm256_madd_epi16(w, x));
-      }
-    }
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < NR; ++j) out[i * kColumns + j] = add_lanes(acc[i][j]);
-}
-
-using Tile = void (*)(const char*, int64_t, const int8_t*, int64_t, int64_t, int32_t*);
-constexpr Tile kTiles[kTileRows][kTileColumns] = {
-    {tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>},
-    {tile<2, 1>, tile<2, 2>, tile<2, 3>, tile<2, 4>},
-    {tile<3, 1>, tile<3, 2>, tile<3, 3>, tile<3, 4>},
-};
 
 void tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end) {
-  const Int8Workspace from(workspace, args.M, plan.row_bytes);
-  const Epilogue epilogue = int8_matmul_epilogue(args, from);
-  const int64_t blocks = (args.N + kColumns - 1) / kColumns;
-  int32_t products[kTileRows * kColumns];
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t n0 = item % blocks * kColumns, columns = std::min(kColumns, args.N - n0);
-    const int64_t first = item / blocks * plan.rows_per_item, last = std::min(args.M, first + plan.rows_per_item);
-    for (int64_t m = first; m < last; m += kTileRows) {
-      const int64_t rows = std::min(kTileRows, last - m);
-      for (int64_t j = 0; j < columns; j += kTileColumns)
-        kTiles[rows - 1][std::min(kTileColumns, columns - j) - 1](
-            reinterpret_cast<const char*>(from.rows) + m * plan.row_bytes, plan.row_bytes,
-            args.b + (n0 + j) * args.b_stride, args.b_stride, args.K, products + j);
-      epilogue_int32(epilogue, products, kColumns, m, rows, n0, columns);
-    }
-  }
+  (plan.streaming ? avx2::streaming_tiles : avx2::panel_tiles)(args, plan, workspace, begin, end);
 }
 
 }  // namespace

@@ -40,6 +40,7 @@ Epilogue int8_matmul_epilogue(const Int8Matmul& args, const Int8Workspace& works
 template <class Acc>
 using EpilogueFn = void (*)(const Epilogue& epilogue, const Acc* accumulator, int64_t stride, int64_t m0, int64_t rows,
                             int64_t n0, int64_t columns);
+extern const EpilogueFn<int32_t> kEpilogueAvx2;
 extern const EpilogueFn<int32_t> kEpilogueAvx512;
 extern const EpilogueFn<float> kFloatEpilogueAvx512;
 

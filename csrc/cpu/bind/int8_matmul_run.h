@@ -35,7 +35,7 @@ template <class Rows, class Tiles>
 void run_stages(const Int8MatmulPlan& plan, int64_t M, int64_t N, int64_t K, const Rows& rows, const Tiles& tiles) {
   static thread_local Scratch scratch;
   char* workspace = scratch.get(plan.workspace_bytes);
-  const int64_t at_once = M * K <= kSerialElements ? plan.row_items + 1 : 4;
+  const int64_t at_once = M * K <= kSerialElements ? plan.row_items + 1 : plan.row_items < 64 ? 1 : 4;
   parallel_items(plan.row_items, at_once, [&](int64_t begin, int64_t end) { rows(workspace, begin, end); });
   const int64_t tiles_at_once = M * N * K <= kSerialProducts ? plan.tile_items + 1 : 1;
   parallel_items(plan.tile_items, tiles_at_once, [&](int64_t begin, int64_t end) { tiles(workspace, begin, end); });
