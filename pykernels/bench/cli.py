@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import peers
+from . import machine, peers
 from .case import Cell
 from .rows import Row, merge, ratios, read_csv, to_json, write_csv
 from .run import FAILED, Tick, run, seconds_needed
@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if arguments.gpu else "cpu")
+    machine.keep_freed_memory()
     before = read_csv(arguments.csv) if arguments.resume and arguments.csv and arguments.csv.exists() else []
     cells = _unfinished(cells, before)
 
