@@ -1,4 +1,4 @@
-"""The memory contract: what each layer keeps is measured and must be its formula, to the byte; and what it recomputes."""
+"""The memory contract: what a layer keeps is measured and must be its formula, to the byte; and what it recomputes."""
 
 from __future__ import annotations
 
