@@ -120,7 +120,7 @@ def eager_bytes_per_token(shape: LayerShape) -> int:
     """Of a Llama layer in plain PyTorch in a 16-bit dtype, as transformers' LlamaDecoderLayer is written.
 
     Each norm keeps its input in float32, rstd, the normalised rows before the weight and after it; the MLP keeps gate,
-    silu(gate), up and the product. k and v are unexpanded, as with enable_gqa=True in PyTorch 2.13; repeat_kv keeps more.
+    silu(gate), up and the product. k and v are unexpanded, as enable_gqa=True keeps them in PyTorch 2.13.
     """
     norm = 4 * shape.hidden_size + STATISTIC + 2 * shape.unit
     attention = 2 * (shape.queries + shape.keys) * shape.itemsize + STATISTIC * shape.num_heads
@@ -137,7 +137,7 @@ def liger_bytes_per_token(shape: LayerShape) -> int:
 
 
 def forward_flops_per_token(shape: LayerShape) -> dict[str, int]:
-    """Operations of the forward matrix products of a token, a multiply and an add being two, without attention's own."""
+    """Operations of the forward matrix products of a token (a multiply-add is two), without attention's own."""
     hidden, rows = shape.hidden_size, shape.queries
     return {
         "qkv": 2 * hidden * (rows + 2 * shape.keys),
