@@ -111,16 +111,18 @@ def philox(seed, c0, c1, c2, c3):
 
 
 @triton.jit
-def uniform(seed, rows, k0, K, WORD: tl.constexpr, QUADS: tl.constexpr, BLOCK_K: tl.constexpr):
+def uniform(seed, rows, k0, K, WORD: tl.constexpr, QUADS: tl.constexpr, BLOCK_K: tl.constexpr, offset=0):
     """Philox uniforms [len(rows), BLOCK_K] of elements (row, k0 + j) of a row-major [.., K]; rows is int64.
 
-    QUADS (K and k0 are multiples of 4) computes each Philox block once instead of once per element.
+    QUADS (K and k0 are multiples of 4) computes each Philox block once instead of once per element. The counters start
+    at offset.
     """
     if QUADS:
         block = rows[:, None] * (K // 4) + (k0 // 4 + tl.arange(0, BLOCK_K // 4))[None, :]
     else:
         index = rows[:, None] * K + (k0 + tl.arange(0, BLOCK_K))[None, :]
         block = index >> 2
+    block += offset
     low = block.to(tl.uint32)
     high = (block >> 32).to(tl.uint32)
     zero = tl.zeros_like(low)

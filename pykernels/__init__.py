@@ -7,6 +7,7 @@ _library.load()
 
 from . import (  # noqa: E402
     functional,
+    memory,
     nn,
     quantization,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "backend",
     "cpu_isa",
     "functional",
+    "memory",
     "nn",
     "ops",
     "quantization",

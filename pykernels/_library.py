@@ -62,7 +62,8 @@ def define(
 
     triton: kernels/<op>.py has a launcher of the op's name with the op's arguments; a string names another module of
     kernels/ that has it.
-    composite: the op is made of other ops of ours, so that no backend implements it itself.
+    composite: the op is made of other ops of ours, so that no backend implements it itself, but Triton where `triton`
+    names the module that does.
     """
     LIB.define(schema, tags=tags)
     name = schema.split("(")[0]
@@ -70,7 +71,8 @@ def define(
     LIB.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIB)
     module = triton if isinstance(triton, str) else name
-    op = Op(name, reference, fake, bool(triton) and not composite, composite, module)
+    has_triton = isinstance(triton, str) or (triton and not composite)
+    op = Op(name, reference, fake, has_triton, composite, module)
     OPS[name] = op
     return op
 
@@ -196,7 +198,7 @@ def _push(name: str) -> torch.library.Library | None:
         # PyTorch warns that a kernel is overridden, which is the point here.
         warnings.filterwarnings("ignore", message="Warning only once for all operators")
         for op in OPS.values():
-            if op.composite:
+            if name == "reference" and op.composite:
                 continue
             if name == "reference":
                 for key in ("CPU", "CUDA"):
@@ -262,11 +264,11 @@ def serving(name: str, device_type: str) -> tuple[str, str]:
     """(backend, reason) of an op on a device type, as calls are dispatched now."""
     op = OPS[name]
     forced = _forced[-1] if _forced else None
-    if op.composite:
+    on_triton = device_type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    if op.composite and not (op.triton and (device_type == "cuda" or (forced == "triton" and on_triton))):
         return "composite", "made of the ops above"
     if forced == "reference":
         return "reference", "forced"
-    on_triton = device_type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
     if forced == "triton" and op.triton and on_triton:
         return "triton", "forced"
     if has_native(name, device_type):

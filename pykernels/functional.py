@@ -9,6 +9,8 @@ import torch
 from .ops._autocast import autocast
 from .ops._enums import activation_code
 from .ops.attention import attention as attention
+from .ops.cross_entropy import cross_entropy as cross_entropy
+from .ops.distillation import distillation_loss as distillation_loss
 from .ops.dropout import dropout as dropout
 from .ops.dropout import dropout_key as dropout_key
 from .ops.gated_activation import geglu as geglu
@@ -20,6 +22,9 @@ from .ops.int8_linear_outliers import MODES
 from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
 from .ops.int8_training import int8_training_linear as int8_training_linear
 from .ops.layer_norm import layer_norm as layer_norm
+from .ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
+from .ops.linear_kl_div import linear_jsd as linear_jsd
+from .ops.linear_kl_div import linear_kl_div as linear_kl_div
 from .ops.norm_attention import norm_attention as norm_attention
 from .ops.norm_linear import norm_linear as norm_linear
 from .ops.norm_mlp import norm_mlp as norm_mlp

@@ -73,6 +73,8 @@ WORK = [
     ("int8_matmul", (3, 5, 7), (2 * 105, 21 + 35 + 4 * 8 + 60)),
     ("int8_weight_only_linear", (3, 5, 7), (2 * 105, 42 + 35 + 20 + 30)),
     ("int8_training_linear", (3, 5, 7), (6 * 105, 2 * (21 + 35) + 2 * 15 + 2 * (15 + 21 + 35))),
+    ("cross_entropy", (3, 7, 2), 3 * 42),
+    ("linear_cross_entropy", (3, 5, 7, 4), (6 * 105, 2 * 4 * (21 + 35) + 24)),
     ("quantize_rowwise", (3, 7, 4), 84 + 21 + 12),
     ("quantize_both", (3, 7, 2), 42 + 42 + 12 + 28),
     ("rms_norm", (3, 7, 2), 5 * 42 + 2 * 4 * 3),
@@ -302,7 +304,7 @@ def test_plots_come_from_a_csv(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["no_such_op"], "op: got no_such_op; accepts int8_linear"),
+        (["no_such_op"], "op: got no_such_op; accepts cross_entropy"),
         (["--plot", "no/such.csv"], "no/such.csv is not a file"),
     ],
 )

@@ -13,13 +13,13 @@ ALLOWED = {
     "ops": {"_library", "ops"},
     "functional": {"ops", "quantization.config"},
     "nn": {"functional", "nn", "quantization.config", "ops"},
+    "memory": {"functional", "memory"},
     "quantization": {"functional", "nn", "quantization", "_library"},
     "demo": {"demo", "quantization", "nn", "functional", "_library", "_info", ""},
     "bench": {"bench", "quantization", "nn", "functional", "ops", "_library", "_info", ""},
-    "memory": {"memory", "nn", "functional", "_library", ""},
     "_info": {"_host", "_library", ""},
     "__main__": {"_info", "demo", "bench", "quantization"},
-    "__init__": {"_library", "ops", "functional", "nn", "quantization"},
+    "__init__": {"_library", "ops", "functional", "memory", "nn", "quantization"},
 }
 
 

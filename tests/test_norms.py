@@ -1,4 +1,4 @@
-"""rms_norm and layer_norm: values and gradients on every backend, what they save, what they refuse, and their layers."""
+"""rms_norm and layer_norm: values and gradients on every backend, from one row to rows past any block."""
 
 import math
 from collections.abc import Callable
@@ -105,7 +105,7 @@ def test_only_the_wanted_gradients(name: str, backend: str) -> None:
     for wanted in range(4):
         leaves = [x.clone(), weight.clone(), bias.clone(), residual.clone()]
         leaves[wanted].requires_grad_()
-        everything = [v.clone().requires_grad_() for v in leaves]
+        everything = [v.detach().clone().requires_grad_() for v in leaves]
         with use(backend):
             NORMS[name](leaves[0], leaves[1], leaves[2], residual=leaves[3]).backward(grad)
             NORMS[name](*everything[:3], residual=everything[3]).backward(grad)
@@ -224,3 +224,16 @@ def test_rows_past_two_to_the_thirty_first_element(name: str, backend: str) -> N
             (grad,) = torch.autograd.grad(y, leaf, x.detach())
             results.append((y, grad.contiguous(), *NORMS[name](x, residual=x, quantize=True)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", NORMS)
+def test_triton_takes_long_rows_in_a_loop(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows past the registers, at a size the interpreter can walk: three blocks, the last ragged."""
+    from pykernels.kernels import _norm, _norm_backward
+
+    for module in (_norm, _norm_backward):
+        monkeypatch.setattr(module, "ONE_PASS_K", 32)
+        monkeypatch.setattr(module, "LOOP_K", 32)
+    test_values_and_gradients(name, "triton", (19, 70), dtype)
+    test_quantized_output_is_that_of_quantize_rowwise(name, "triton", dtype)

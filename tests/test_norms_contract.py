@@ -116,7 +116,7 @@ def test_autocast_changes_nothing(name: str) -> None:
 
 BAD = [
     ({"x": torch.ones(2, 3, dtype=torch.int32)}, RuntimeError, "x to be float32"),
-    ({"x": torch.ones(())}, RuntimeError, "at least 1 dimension"),
+    ({"x": torch.ones(())}, RuntimeError, "x to have at least 1 dimension, got 0"),
     ({"weight": torch.ones(4)}, RuntimeError, r"weight to have shape \[3\].*got \[4\]"),
     ({"weight": torch.ones(3, dtype=torch.int64)}, RuntimeError, "weight to be float32.*got int64"),
     ({"bias": torch.ones(1, 3)}, RuntimeError, r"bias to have shape \[3\].*got \[1, 3\]"),

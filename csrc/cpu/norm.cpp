@@ -30,7 +30,7 @@ const NormKernels& kernels() {
 
 void norm_forward(const NormForward& args, int64_t begin, int64_t end) {
   static thread_local Scratch scratch;
-  const bool needed = args.y == nullptr || (args.residual != nullptr && args.h == nullptr);
+  const bool needed = args.scale != nullptr || (args.residual != nullptr && args.h == nullptr);
   char* rows = needed ? scratch.get(2 * args.K * static_cast<int64_t>(sizeof(float))) : nullptr;
   kernels().forward[static_cast<int>(args.dtype)](args, begin, end, rows);
 }

@@ -1,17 +1,21 @@
 // The backward body of rms_norm and layer_norm, compiled once for each instruction set.
 #pragma once
 
+#include <type_traits>
+
 #include "../launchers/norm.h"
 #include "norm_sweep.h"
 
 namespace pykernels::cpu {
 namespace {
 
-// R rows at a time: the weight and the two sums along columns are then read once for R rows.
-template <class S, class T, int R, bool kCentre>
+// R rows at a time: the weight and the sums along columns are then read once for R rows. With two, every pointer and
+// factor stays in a register of AVX2; four are slower.
+template <class S, class T, int R, bool kCentre, bool kGradH>
 void norm_backward_block(const NormBackward& args, int64_t m, float* weight_sums, float* bias_sums) {
   using F = typename S::F;
   const int64_t K = args.K;
+  const float* const weights = args.weight;
   const F zero = S::set1(0.0f), one = S::set1(1.0f);
   const T *grad[R], *grad_h[R], *h[R];
   T* grad_x[R];
@@ -30,8 +34,8 @@ void norm_backward_block(const NormBackward& args, int64_t m, float* weight_sums
   for (int64_t begin = 0; begin < K; begin += kSumTerms) {
     F product[R], gradient[R];
     for (int r = 0; r < R; ++r) product[r] = gradient[r] = zero;
-    sweep<S>(begin, std::min(K, begin + kSumTerms), [&](auto lanes, int64_t k, int) {
-      const F weight = args.weight != nullptr ? lanes.load(args.weight + k) : one;
+    sweep<S, 2>(begin, std::min(K, begin + kSumTerms), [&](auto lanes, int64_t k, int) {
+      const F weight = weights != nullptr ? lanes.load(weights + k) : one;
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const F g = S::mul(lanes.load(grad[r] + k), weight);
@@ -53,8 +57,8 @@ void norm_backward_block(const NormBackward& args, int64_t m, float* weight_sums
     along[r] = S::set1(static_cast<float>(-args.rstd[m + r] * products[r] / columns));
     constant[r] = S::set1(static_cast<float>(gradients[r] / columns));
   }
-  sweep<S>(0, K, [&](auto lanes, int64_t k, int) {
-    const F weight = args.weight != nullptr ? lanes.load(args.weight + k) : one;
+  sweep<S, 1>(0, K, [&](auto lanes, int64_t k, int) {
+    const F weight = weights != nullptr ? lanes.load(weights + k) : one;
     F weight_sum = zero, bias_sum = zero;
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -67,7 +71,7 @@ void norm_backward_block(const NormBackward& args, int64_t m, float* weight_sums
       F out = S::mul(g, weight);
       if constexpr (kCentre) out = S::sub(out, constant[r]);
       out = S::mul(S::fma(v, along[r], out), rstd[r]);
-      if (args.grad_h != nullptr) out = S::add(out, lanes.load(grad_h[r] + k));
+      if constexpr (kGradH) out = S::add(out, lanes.load(grad_h[r] + k));
       lanes.store(grad_x[r] + k, out);
     }
     if (weight_sums != nullptr) lanes.store(weight_sums + k, S::add(lanes.load(weight_sums + k), weight_sum));
@@ -75,7 +79,7 @@ void norm_backward_block(const NormBackward& args, int64_t m, float* weight_sums
   });
 }
 
-template <class S, class T, bool kCentre>
+template <class S, class T, bool kCentre, bool kGradH>
 void norm_backward_chunks(const NormBackward& args, int64_t begin, int64_t end) {
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     float* weight_sums = args.weight_sums != nullptr ? args.weight_sums + chunk * args.K : nullptr;
@@ -84,15 +88,20 @@ void norm_backward_chunks(const NormBackward& args, int64_t begin, int64_t end) 
     if (bias_sums != nullptr) std::memset(bias_sums, 0, args.K * sizeof(float));
     int64_t m = chunk * args.chunk_rows;
     const int64_t last = std::min(args.M, m + args.chunk_rows);
-    for (; m + 4 <= last; m += 4) norm_backward_block<S, T, 4, kCentre>(args, m, weight_sums, bias_sums);
-    for (; m < last; ++m) norm_backward_block<S, T, 1, kCentre>(args, m, weight_sums, bias_sums);
+    for (; m + 2 <= last; m += 2) norm_backward_block<S, T, 2, kCentre, kGradH>(args, m, weight_sums, bias_sums);
+    if (m < last) norm_backward_block<S, T, 1, kCentre, kGradH>(args, m, weight_sums, bias_sums);
   }
 }
 
 template <class S, class T>
 void norm_backward_rows(const NormBackward& args, int64_t begin, int64_t end) {
-  args.mean != nullptr ? norm_backward_chunks<S, T, true>(args, begin, end)
-                       : norm_backward_chunks<S, T, false>(args, begin, end);
+  const auto with = [&](auto centre, auto grad_h) {
+    norm_backward_chunks<S, T, centre.value, grad_h.value>(args, begin, end);
+  };
+  const auto with_grad_h = [&](auto centre) {
+    args.grad_h != nullptr ? with(centre, std::true_type{}) : with(centre, std::false_type{});
+  };
+  args.mean != nullptr ? with_grad_h(std::true_type{}) : with_grad_h(std::false_type{});
 }
 
 template <class S, class T>

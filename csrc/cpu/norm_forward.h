@@ -61,13 +61,15 @@ template <class S, class T, bool kCentre, bool kWeight, bool kBias>
 void normalise_row(const NormForward& args, const NormRow<S, T>& row, T* y) {
   using F = typename S::F;
   const F mean = S::set1(row.mean), rstd = S::set1(row.rstd);
+  const float *const weight = args.weight, *const bias = args.bias;
+  const T* const h = row.h;
   sweep<S>(0, args.K, [&](auto lanes, int64_t k, int) {
-    F v = lanes.load(row.h + k);
+    F v = lanes.load(h + k);
     if constexpr (kCentre) v = S::sub(v, mean);
     v = S::mul(v, rstd);
-    if constexpr (kWeight && kBias) v = S::fma(v, lanes.load(args.weight + k), lanes.load(args.bias + k));
-    if constexpr (kWeight && !kBias) v = S::mul(v, lanes.load(args.weight + k));
-    if constexpr (!kWeight && kBias) v = S::add(v, lanes.load(args.bias + k));
+    if constexpr (kWeight && kBias) v = S::fma(v, lanes.load(weight + k), lanes.load(bias + k));
+    if constexpr (kWeight && !kBias) v = S::mul(v, lanes.load(weight + k));
+    if constexpr (!kWeight && kBias) v = S::add(v, lanes.load(bias + k));
     lanes.store(y + k, v);
   });
 }
@@ -81,9 +83,9 @@ void norm_rows(const NormForward& args, int64_t begin, int64_t end, char* scratc
     const NormRow<S, T> row = norm_statistics<S, T>(args, m, h);
     if (args.rstd != nullptr) args.rstd[m] = row.rstd;
     if (args.mean != nullptr) args.mean[m] = row.mean;
-    T* y = args.y != nullptr ? static_cast<T*>(args.y) + m * args.K : y_row;
+    T* y = args.scale == nullptr ? static_cast<T*>(args.y) + m * args.K : y_row;
     normalise_row<S, T, kCentre, kWeight, kBias>(args, row, y);
-    if (args.y != nullptr) continue;
+    if (args.scale == nullptr) continue;
     const Scale s = scale_of_absmax(absmax_bits<S>(y, args.K));
     args.scale[m] = s.scale;
     int8_t* q = args.q + m * args.K;

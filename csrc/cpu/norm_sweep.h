@@ -41,14 +41,15 @@ struct SomeLanes {
   }
 };
 
-// body(lanes, k, j) for each vector of [begin, end); j in [0, 4) names an accumulator, so that sums run side by side.
-template <class S, class Body>
+// body(lanes, k, j) for each vector of [begin, end); j < max(kVectors, 2) names an accumulator, so that
+// sums run side by side.
+template <class S, int kVectors = 4, class Body>
 inline void sweep(int64_t begin, int64_t end, Body body) {
   constexpr int W = S::kWidth;
   int64_t k = begin;
-  for (; k + 4 * W <= end; k += 4 * W) {
+  for (; kVectors > 1 && k + kVectors * W <= end; k += kVectors * W) {
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) body(AllLanes<S>{}, k + j * W, j);
+    for (int j = 0; j < kVectors; ++j) body(AllLanes<S>{}, k + j * W, j);
   }
   for (; k + W <= end; k += W) body(AllLanes<S>{}, k, 0);
   if (k < end) body(SomeLanes<S>{static_cast<int>(end - k)}, k, 1);

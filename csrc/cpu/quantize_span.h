@@ -125,9 +125,9 @@ class UniformChunk {
  public:
   static constexpr int kChunk = 256;
 
-  // Returns the number of element first; those of the n - 1 elements after it follow.
-  const float* fill(int64_t first, int n, PhiloxKey key) {
-    const uint64_t counter = static_cast<uint64_t>(first) >> 2;
+  // Returns the number of element first; those of the n - 1 elements after it follow. The counters start at offset.
+  const float* fill(int64_t first, int n, PhiloxKey key, uint64_t offset = 0) {
+    const uint64_t counter = offset + (static_cast<uint64_t>(first) >> 2);
     const int skip = static_cast<int>(first & 3);
     for (int k = 0; k < skip + n; k += S::kUniforms) S::uniforms(counter + (k >> 2), key, buffer_ + k);
     return buffer_ + skip;

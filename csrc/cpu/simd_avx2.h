@@ -23,6 +23,20 @@ struct Avx2 {
     return load(padded);
   }
 
+  // 2 * kWidth elements in whatever order is cheapest for the format; store2 of the same type undoes it.
+  struct Two {
+    F a, b;
+  };
+  template <class T>
+  static Two load2(const T* p) {
+    return {load(p), load(p + kWidth)};
+  }
+  static Two load2(const bf16* p) {
+    const I both = _mm256_loadu_si256(reinterpret_cast<const I*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000))))};
+  }
+
   static F set1(float value) { return _mm256_set1_ps(value); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
@@ -49,9 +63,17 @@ struct Avx2 {
   static F if_less(F a, F b, F yes, F no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return _mm256_blendv_ps(v, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
+  // The two elements of every pair in each other's place.
+  static F swap_pairs(F v) { return _mm256_permute_ps(v, 0xb1); }
   // 2^n, -126 <= n <= 127.
   static F power_of_two(I n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+  }
+  // 2^n of 1.5 * 2^23 + 127 + n, -126 <= n <= 127: adding rounds to an integer and leaves it in the low bits.
+  static F power_of_low_bits(F v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 23)); }
+  // floor(log2(v)) of a positive normal number.
+  static I exponent(F v) {
+    return _mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(v), 23), _mm256_set1_epi32(127));
   }
   // 0 wherever the factor is 0, even for NaN.
   static F mul_live(F v, F factor) {
@@ -72,6 +94,21 @@ struct Avx2 {
     const I words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, unordered), 16);
     const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+  }
+  template <class T>
+  static void store2(T* p, Two v) {
+    store(p, v.a), store(p + kWidth, v.b);
+  }
+  // A NaN must have a low half of 0, as those have that are made by the processor or came from bf16.
+  static void store2(bf16* p, Two v) {
+    const I even = _mm256_srli_epi32(round_to_bf16(v.a), 16);
+    _mm256_storeu_si256(reinterpret_cast<I*>(p), _mm256_blend_epi16(even, round_to_bf16(v.b), 0xaa));
+  }
+  // To nearest even, in the upper half.
+  static I round_to_bf16(F v) {
+    const I bits = _mm256_castps_si256(v);
+    const I odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   }
   template <class T>
   static void store_tail(T* p, F v, int n) {
@@ -135,25 +172,38 @@ struct Avx2 {
     return reduce_max(max(_mm256_and_si256(v, _mm256_set1_epi32(0xffff)), _mm256_srli_epi32(v, 16)));
   }
 
-  // As in simd_avx512.h, for 4 counters.
-  static constexpr int kUniforms = 16;
+  // As in simd_avx512.h, for 8 counters: two chains of 4, whose latencies hide each other's.
+  static constexpr int kUniforms = 32;
   static void uniforms(uint64_t counter, PhiloxKey key, float* out) {
-    const I c = _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(counter)), _mm256_set_epi64x(3, 1, 2, 0));
-    I c0 = c, c1 = _mm256_srli_epi64(c, 32), c2 = _mm256_set1_epi64x(key.stream), c3 = zero();
+    I c0[2], c1[2], c2[2], c3[2];
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      c0[j] =
+          _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(counter + 4 * j)), _mm256_set_epi64x(3, 1, 2, 0));
+      c1[j] = _mm256_srli_epi64(c0[j], 32);
+      c2[j] = _mm256_set1_epi64x(key.stream);
+      c3[j] = zero();
+    }
     uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
 #pragma GCC unroll 10
     for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1) {
-      const I p0 = _mm256_mul_epu32(c0, _mm256_set1_epi64x(kPhiloxM0));
-      const I p1 = _mm256_mul_epu32(c2, _mm256_set1_epi64x(kPhiloxM1));
-      c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1), _mm256_set1_epi64x(k0));
-      c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3), _mm256_set1_epi64x(k1));
-      c1 = p1;
-      c3 = p0;
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        const I p0 = _mm256_mul_epu32(c0[j], _mm256_set1_epi64x(kPhiloxM0));
+        const I p1 = _mm256_mul_epu32(c2[j], _mm256_set1_epi64x(kPhiloxM1));
+        c0[j] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1[j]), _mm256_set1_epi64x(k0));
+        c2[j] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3[j]), _mm256_set1_epi64x(k1));
+        c1[j] = p1;
+        c3[j] = p0;
+      }
     }
-    const I lo = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xaa);
-    const I hi = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xaa);
-    store_uniform(out, _mm256_unpacklo_epi64(lo, hi));
-    store_uniform(out + 8, _mm256_unpackhi_epi64(lo, hi));
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const I lo = _mm256_blend_epi32(c0[j], _mm256_slli_epi64(c1[j], 32), 0xaa);
+      const I hi = _mm256_blend_epi32(c2[j], _mm256_slli_epi64(c3[j], 32), 0xaa);
+      store_uniform(out + 16 * j, _mm256_unpacklo_epi64(lo, hi));
+      store_uniform(out + 16 * j + 8, _mm256_unpackhi_epi64(lo, hi));
+    }
   }
   static void store_uniform(float* out, I r) {
     _mm256_storeu_ps(out, mul(_mm256_cvtepi32_ps(_mm256_srli_epi32(r, 8)), set1(kUniformStep)));

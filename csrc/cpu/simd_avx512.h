@@ -25,6 +25,20 @@ struct Avx512 {
   }
   static F load_tail(const f16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(tail(n), p)); }
 
+  // As in simd_avx2.h.
+  struct Two {
+    F a, b;
+  };
+  template <class T>
+  static Two load2(const T* p) {
+    return {load(p), load(p + kWidth)};
+  }
+  static Two load2(const bf16* p) {
+    const I both = _mm512_loadu_si512(p);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000))))};
+  }
+
   static F set1(float value) { return _mm512_set1_ps(value); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
@@ -45,9 +59,17 @@ struct Avx512 {
   }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), v, x); }
+  // The two elements of every pair in each other's place.
+  static F swap_pairs(F v) { return _mm512_permute_ps(v, 0xb1); }
   // 2^n, -126 <= n <= 127.
   static F power_of_two(I n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+  }
+  // As in simd_avx2.h.
+  static F power_of_low_bits(F v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 23)); }
+  // floor(log2(v)) of a positive normal number.
+  static I exponent(F v) {
+    return _mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(v), 23), _mm512_set1_epi32(127));
   }
   // 0 wherever the factor is 0, even for NaN.
   static F mul_live(F v, F factor) {
@@ -58,6 +80,20 @@ struct Avx512 {
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
   static void store(bf16* p, F v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(v)); }
   static void store(f16* p, F v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(v)); }
+  // As in simd_avx2.h.
+  template <class T>
+  static void store2(T* p, Two v) {
+    store(p, v.a), store(p + kWidth, v.b);
+  }
+  static void store2(bf16* p, Two v) {
+    const I even = _mm512_srli_epi32(round_to_bf16(v.a), 16);
+    _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaa, even, round_to_bf16(v.b)));
+  }
+  static I round_to_bf16(F v) {
+    const I bits = _mm512_castps_si512(v);
+    const I odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  }
   static void store_tail(float* p, F v, int n) { _mm512_mask_storeu_ps(p, tail(n), v); }
   static void store_tail(bf16* p, F v, int n) { _mm256_mask_storeu_epi16(p, tail(n), to_bf16(v)); }
   static void store_tail(f16* p, F v, int n) { _mm256_mask_storeu_epi16(p, tail(n), to_f16(v)); }

@@ -1,5 +1,5 @@
-// Elementary functions on the vectors of simd_*.h: exp, sigmoid and tanh, to about 2 ulp of float32.
-// Include it after a simd_*.h; polynomials after Cephes (Moshier, expf and tanhf).
+// Elementary functions on the vectors of simd_*.h: exp, log, sigmoid and tanh, to about 2 ulp of float32.
+// Include it after a simd_*.h; polynomials after Cephes (Moshier, expf, logf and tanhf).
 #pragma once
 
 namespace pykernels::cpu {
@@ -26,6 +26,29 @@ inline typename S::F exp(typename S::F x) {
   y = S::if_less(x, S::set1(-86.6434f), S::set1(0.0f), y);
   y = S::if_less(S::set1(88.72284f), x, S::set1(__builtin_inff()), y);
   return S::keep_nan(x, y);
+}
+
+// log(x) of positive finite normal numbers, exact at 1; NaN for NaN.
+template <class S>
+inline typename S::F log(typename S::F x) {
+  using F = typename S::F;
+  // x = m * 2^n with m in [sqrt(1/2), sqrt(2)), in two factors because -n may be 127.
+  const auto n = S::exponent(S::mul(x, S::set1(1.41421356f)));
+  const F m = S::mul(S::mul(x, S::set1(0.5f)), S::power_of_two(S::sub(S::set1(1), n)));
+  const F whole = S::to_float(n), f = S::sub(m, S::set1(1.0f)), z = S::mul(f, f);
+  F p = S::set1(7.0376836292e-2f);
+  p = S::fma(p, f, S::set1(-1.1514610310e-1f));
+  p = S::fma(p, f, S::set1(1.1676998740e-1f));
+  p = S::fma(p, f, S::set1(-1.2420140846e-1f));
+  p = S::fma(p, f, S::set1(1.4249322787e-1f));
+  p = S::fma(p, f, S::set1(-1.6668057665e-1f));
+  p = S::fma(p, f, S::set1(2.0000714765e-1f));
+  p = S::fma(p, f, S::set1(-2.4999993993e-1f));
+  p = S::fma(p, f, S::set1(3.3333331174e-1f));
+  p = S::mul(S::mul(p, f), z);
+  p = S::fma(whole, S::set1(-2.12194440e-4f), p);
+  p = S::fma(z, S::set1(-0.5f), p);
+  return S::keep_nan(x, S::fma(whole, S::set1(0.693359375f), S::add(f, p)));
 }
 
 // 1 / (1 + exp(-x)), with exp(-|x|) so that neither tail overflows or cancels.

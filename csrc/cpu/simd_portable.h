@@ -33,6 +33,15 @@ struct Portable {
     return load(padded);
   }
 
+  // 2 * kWidth elements in whatever order is cheapest for the format; store2 of the same type undoes it.
+  struct Two {
+    F a, b;
+  };
+  template <class T>
+  static Two load2(const T* p) {
+    return {load(p), load(p + kWidth)};
+  }
+
   static F set1(float value) { return F{value, value, value, value}; }
   static F mul(F a, F b) { return a * b; }
   static F add(F a, F b) { return a + b; }
@@ -56,8 +65,14 @@ struct Portable {
   static F if_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return x == x ? v : x; }
+  // The two elements of every pair in each other's place.
+  static F swap_pairs(F v) { return F{v[1], v[0], v[3], v[2]}; }
   // 2^n, -126 <= n <= 127.
   static F power_of_two(I n) { return reinterpret_cast<F>((n + 127) << 23); }
+  // 2^n of 1.5 * 2^23 + 127 + n, -126 <= n <= 127: adding rounds to an integer and leaves it in the low bits.
+  static F power_of_low_bits(F v) { return reinterpret_cast<F>(reinterpret_cast<I>(v) << 23); }
+  // floor(log2(v)) of a positive normal number.
+  static I exponent(F v) { return (reinterpret_cast<I>(v) >> 23) - 127; }
   // 0 wherever the factor is 0, even for NaN.
   static F mul_live(F v, F factor) { return factor != 0.0f ? v * factor : F{}; }
   static F clamp(F v, float lo, float hi) {
@@ -69,6 +84,10 @@ struct Portable {
   template <class T>
   static void store(T* p, F v) {
     for (int j = 0; j < kWidth; ++j) p[j] = from_float<T>(v[j]);
+  }
+  template <class T>
+  static void store2(T* p, Two v) {
+    store(p, v.a), store(p + kWidth, v.b);
   }
   template <class T>
   static void store_tail(T* p, F v, int n) {

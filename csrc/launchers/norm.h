@@ -18,7 +18,7 @@ struct NormForward {
   double eps = 0.0;
   bool centre = false;
   void* h = nullptr;       // [M, K]; null: not kept
-  void* y = nullptr;       // [M, K]; null: quantised row by row into q and scale instead
+  void* y = nullptr;       // [M, K]; not written where there is a scale
   int8_t* q = nullptr;     // [M, K]
   float* scale = nullptr;  // [M]
   float* rstd = nullptr;   // [M]; null: not kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,17 @@ COLORS = {
     "torch._int_mm": "#2e7d32",
     "torch._int_mm compiled": "#81c784",
     "torch.compile of the formula": "#00897b",
+    "torch.compile": "#00897b",
+    "torch chunked": "#ffb300",
+    "naive chunked": "#8d6e63",
     "torchao compiled": "#ef6c00",
     "bitsandbytes": "#6d4c41",
     "torch._weight_int8pack_mm": "#7e57c2",
     "pykernels": OURS,
     "pykernels float32": "#f06292",
 }
+BLOCKS = ("rms_norm", "layer_norm", "swiglu", "geglu", "rope", "dropout")
+LOSSES = ("cross_entropy", "linear_cross_entropy", "linear_kl_div")
 HAS_COLD = ("int8_linear", "int8_weight_only_linear")
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -58,7 +64,24 @@ def draw(path: Path, out: Path, ops: Sequence[str] = ()) -> list[Path]:
         ("int8_weight_only_linear", rates, [row for row in rows if row.op in ("int8_weight_only_linear", "ceiling")]),
         ("int8_matmul", percents, [row for row in measured if row.op == "int8_matmul"]),
         ("quantize", percents, [row for row in measured if row.op.startswith("quantize")]),
-        ("int8_training_linear", training, [row for row in measured if row.op == "int8_training_linear"]),
+        (
+            "int8_training_linear",
+            partial(
+                time_and_bytes,
+                base="torch bfloat16",
+                field="saved_bytes",
+                title="bytes saved for backward beside the weight",
+            ),
+            [row for row in measured if row.op == "int8_training_linear"],
+        ),
+        ("blocks", percents, [row for row in measured if row.op in BLOCKS]),
+        (
+            "losses",
+            partial(
+                time_and_bytes, base="torch eager", field="peak_bytes", title="most bytes held, beyond the arguments"
+            ),
+            [row for row in measured if row.op in LOSSES],
+        ),
     ]
     written = []
     with pyplot.rc_context(STYLE):
@@ -254,28 +277,24 @@ def percents(pyplot: Any, rows: list[Row]) -> Any:
     return figure
 
 
-def training(pyplot: Any, rows: list[Row]) -> Any:
-    """Time of a forward and backward, and the bytes kept between them, each against bfloat16."""
-    shapes = list(dict.fromkeys(row.shape for row in rows))
+def time_and_bytes(pyplot: Any, rows: list[Row], base: str, field: str, title: str) -> Any:
+    """Time of a call, and the bytes of a field of its row, each against those of the provider `base`."""
+    groups = list(dict.fromkeys((row.op, row.variant, row.shape) for row in rows))
     providers = _order(rows)
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(max(12.0, 3.2 * len(groups) + 2.0), 4.8), layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     width = 0.84 / len(providers)
     values: tuple[tuple[str, str, Callable[[Row], float | None]], ...] = (
         ("time, forward and backward", "{:.3g} ms", lambda row: row.p50_us and row.p50_us * 1e-3),
-        (
-            "bytes saved for backward beside the weight",
-            "{:.3g} MB",
-            lambda row: row.saved_bytes and row.saved_bytes * 1e-6,
-        ),
+        (title, "{:.3g} MB", lambda row: getattr(row, field) and getattr(row, field) * 1e-6),
     )
-    for axes, (title, text, value) in zip(panels, values, strict=True):
-        base = {row.shape: value(row) for row in rows if row.provider == "torch bfloat16"}
+    for axes, (heading, text, value) in zip(panels, values, strict=True):
+        bases = {(row.op, row.variant, row.shape): value(row) for row in rows if row.provider == base}
         for index, provider in enumerate(providers):
-            found = {row.shape: value(row) for row in rows if row.provider == provider}
+            found = {(row.op, row.variant, row.shape): value(row) for row in rows if row.provider == provider}
             places, heights, labels = [], [], []
-            for i, shape in enumerate(shapes):
-                mine, other = found.get(shape), base.get(shape)
+            for i, group in enumerate(groups):
+                mine, other = found.get(group), bases.get(group)
                 if mine and other:
                     places.append(i + (index - (len(providers) - 1) / 2) * width)
                     heights.append(mine / other)
@@ -283,12 +302,21 @@ def training(pyplot: Any, rows: list[Row]) -> Any:
             bars = axes.bar(places, heights, width * 0.92, color=_color(provider), label=provider)
             axes.bar_label(bars, labels, fontsize=8)
         axes.axhline(1, color="#222222", linestyle="--", linewidth=1)
-        axes.set(xticks=range(len(shapes)), xticklabels=[_times(s) for s in shapes], ylabel="times torch bfloat16's")
-        axes.set_title(title)
+        axes.set(xticks=range(len(groups)), xticklabels=_labels(groups), ylabel=f"times {base}'s")
+        axes.set_title(heading)
         axes.grid(False, axis="x")
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=9)
     return figure
+
+
+def _labels(groups: list[tuple[str, str, str]]) -> list[str]:
+    """The shape of each group, and above it what is not the same for all."""
+    ops, variants = ({group[i] for group in groups} for i in range(2))
+    return [
+        "\n".join([*([op] if len(ops) > 1 else []), _times(shape), *([variant] if len(variants) > 1 else [])])
+        for op, variant, shape in groups
+    ]
 
 
 def _times(shape: str) -> str:

@@ -9,8 +9,13 @@ from ..quantization.config import (
     Int8WeightConfig,
     Int8WeightOnlyConfig,
 )
+from ._save import SAVE
 from .attention import Attention
 from .cast_linear import CastLinear
+from .cross_entropy import CrossEntropyLoss, LinearCrossEntropyLoss
+from .distillation import DistillationLoss, LinearDistillationLoss
+from .dropout import Dropout
+from .gated_activation import GEGLU, ReGLU, ReLU2, SwiGLU
 from .int8_embedding import Int8Embedding
 from .int8_linear import Int8Linear
 from .int8_linear_outliers import Int8OutlierLinear
@@ -23,17 +28,27 @@ from .rms_norm import RMSNorm
 from .transformer_block import TransformerBlock
 
 __all__ = [
+    "GEGLU",
     "GEGLUMLP",
+    "SAVE",
     "Attention",
     "CastLinear",
+    "CrossEntropyLoss",
+    "DistillationLoss",
+    "Dropout",
     "Int8Embedding",
     "Int8Linear",
     "Int8OutlierLinear",
     "Int8TrainingLinear",
     "Int8WeightOnlyLinear",
     "LayerNorm",
+    "LinearCrossEntropyLoss",
+    "LinearDistillationLoss",
     "NormLinear",
     "RMSNorm",
+    "ReGLU",
+    "ReLU2",
+    "SwiGLU",
     "SwiGLUMLP",
     "TransformerBlock",
 ]

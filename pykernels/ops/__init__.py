@@ -2,7 +2,10 @@
 
 from . import (
     attention,
+    cross_entropy,
+    cross_entropy_tiles,
     dequantize,
+    distillation,
     dropout,
     gated_activation,
     glu_linear,
@@ -12,6 +15,9 @@ from . import (
     int8_training,
     int8_weight_only_linear,
     layer_norm,
+    linear_cross_entropy,
+    linear_distillation,
+    linear_kl_div,
     norm_attention,
     norm_linear,
     norm_mlp,
@@ -25,7 +31,10 @@ from . import (
 
 __all__ = [
     "attention",
+    "cross_entropy",
+    "cross_entropy_tiles",
     "dequantize",
+    "distillation",
     "dropout",
     "gated_activation",
     "glu_linear",
@@ -35,6 +44,9 @@ __all__ = [
     "int8_training",
     "int8_weight_only_linear",
     "layer_norm",
+    "linear_cross_entropy",
+    "linear_distillation",
+    "linear_kl_div",
     "norm_attention",
     "norm_linear",
     "norm_mlp",

@@ -94,7 +94,7 @@ def forward(
     """(y, h, rstd, mean); h is empty where there is no residual, or it is not to be kept."""
     check_forward(op, x, weight, bias, residual)
     h = x if residual is None else x + residual
-    v = h.to(wide(h.dtype))
+    v = h.to(wide(h.dtype)).contiguous()
     mean = v.mean(-1, keepdim=True) if centre else v.new_zeros(())
     if centre:
         v = v - mean
@@ -138,7 +138,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(grad_x, grad_weight, grad_bias), each of the last two empty where it is not wanted."""
     check_backward(op, grad, grad_h, h, weight, rstd=rstd, **({} if mean is None else {"mean": mean}))
-    v, g, rstd = h.to(rstd.dtype), grad.to(rstd.dtype), rstd.unsqueeze(-1)
+    v, g = h.to(rstd.dtype).contiguous(), grad.to(rstd.dtype).contiguous()
+    rstd, matrix = rstd.unsqueeze(-1), (h.shape[:-1].numel(), h.shape[-1])
     x_hat = (v if mean is None else v - mean.unsqueeze(-1)) * rstd
     scaled = g if weight is None else g * (weight.to(g.dtype) + weight_offset)
     grad_x = scaled - x_hat * (scaled * x_hat).mean(-1, keepdim=True)
@@ -149,10 +150,10 @@ def backward(
         grad_x = grad_x + grad_h
     grad_weight = h.new_empty(0) if weight is None else weight.new_empty(0)
     if weight is not None and weight_grad:
-        grad_weight = (g * x_hat).reshape(-1, h.shape[-1]).sum(0).to(weight.dtype)
+        grad_weight = (g * x_hat).view(matrix).sum(0).to(weight.dtype)
     grad_bias = h.new_empty(0, dtype=bias_dtype)
     if bias_dtype is not None:
-        grad_bias = g.reshape(-1, h.shape[-1]).sum(0).to(bias_dtype)
+        grad_bias = g.view(matrix).sum(0).to(bias_dtype)
     return grad_x.to(h.dtype).contiguous(), grad_weight, grad_bias
 
 

@@ -86,7 +86,7 @@ def dropout_key(seed: int | None = None, offset: int = 0) -> torch.Tensor:
     the first: element i takes word i % 4 of the Philox counter offset + i // 4.
     """
     if seed is None:
-        return torch.empty(2, dtype=torch.int64).random_()
+        return torch.randint(2**63 - 1, (2,))
     return torch.tensor([seed, offset], dtype=torch.int64)
 
 

@@ -68,38 +68,38 @@ def _normal_cdf(x: torch.Tensor) -> torch.Tensor:
     return 0.5 * torch.special.erfc(x * -math.sqrt(0.5))  # 1 + erf would cancel for x < 0
 
 
-def _tanh_sigmoid(x: torch.Tensor) -> torch.Tensor:
+def _twice_u(x: torch.Tensor) -> torch.Tensor:
     """0.5 (1 + tanh(u)) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    x = x.clamp(-12, 12)  # where sigmoid is 0 or 1 in float32 and float64's gradient is below 1e-50
-    return torch.sigmoid(math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x))
+    return math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x)
 
 
 def activate(x: torch.Tensor, activation: int) -> torch.Tensor:
-    """The activation of a number from _enums.GATED_ACTIVATIONS."""
+    """The activation of a number from _enums.GATED_ACTIVATIONS. Limits where it is 0, lest 0 meets infinity."""
     if activation == _RELU:
         return torch.relu(x)
     if activation == _GELU:
-        return x * _normal_cdf(x)
+        return x.clamp(min=-100) * _normal_cdf(x)
     if activation == _GELU_TANH:
-        return x * _tanh_sigmoid(x)
+        return x.clamp(min=-30) * torch.sigmoid(_twice_u(x))
     if activation == _SILU:
-        return x * torch.sigmoid(x)
+        return x.clamp(min=-1000) * torch.sigmoid(x)
     return torch.relu(x).square()
 
 
 def derivative(x: torch.Tensor, activation: int) -> torch.Tensor:
-    """d activate / dx; NaN where x is."""
+    """d activate / dx; NaN where x is. Limits where it is 0 or 1."""
     if activation == _RELU:
         return torch.where(x.isnan(), x, (x > 0).to(x.dtype))
     if activation == _GELU:
+        x = x.clamp(-100, 100)
         return _normal_cdf(x) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     if activation == _GELU_TANH:
-        s, limited = _tanh_sigmoid(x), x.clamp(-12, 12)
-        slope = math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * limited * limited)
-        return s + limited * s * (1 - s) * slope
+        x = x.clamp(-30, 30)
+        s, rest = torch.sigmoid(_twice_u(x)), torch.sigmoid(-_twice_u(x))  # 1 - s would cancel
+        return s + x * s * rest * math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x * x)
     if activation == _SILU:
-        s = torch.sigmoid(x)
-        return s * (1 + x * (1 - s))
+        x = x.clamp(-1000, 1000)
+        return torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))
     return 2 * torch.relu(x)
 
 
@@ -207,7 +207,6 @@ _library.define(
     f"{QUANTIZED}(Tensor gate, Tensor? up, int activation) -> (Tensor, Tensor)",
     reference_quantized,
     fake_quantized,
-    triton=NAME,
 )
 torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
 torch.library.register_autograd(

@@ -1,0 +1,248 @@
+"""Train a small Llama-style model on the King James text, its blocks saving everything, or INT8, or little.
+
+    python examples/train_blocks.py --steps 300 --csv run.csv --plot run.png
+
+Every run starts from the same weights and sees the same batches, in lockstep; the `save=` dial of
+pykernels.nn.TransformerBlock is all that differs. Beside each loss curve stands what the run keeps for backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from king_james import (
+    COLUMNS,
+    batches,
+    corpus,
+    draw_curves,
+    learning_rate,
+    progress,
+    provenance,
+    read_csv,
+    write_csv,
+)
+from torch import Tensor, nn
+
+import pykernels.functional as F
+from pykernels.nn import SAVE, RMSNorm, TransformerBlock
+
+RUNS = ("all", "int8")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """About 10 million parameters in the proportions of Llama 3 8B: four query heads to a key head, MLP of 3.5 x."""
+
+    dim: int = 320
+    layers: int = 8
+    heads: int = 8
+    kv_heads: int = 2
+    context: int = 128
+    batch: int = 8
+
+    @property
+    def intermediate(self) -> int:
+        return self.dim * 7 // 2
+
+
+class Llama(nn.Module):
+    """A byte-level causal language model whose logits exist only a tile at a time."""
+
+    def __init__(self, shape: Shape, save: str) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(256, shape.dim)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                shape.dim,
+                shape.heads,
+                num_kv_heads=shape.kv_heads,
+                intermediate_size=shape.intermediate,
+                save=save,
+            )
+            for _ in range(shape.layers)
+        )
+        self.norm, self.lm_head = RMSNorm(shape.dim), nn.Linear(shape.dim, 256, bias=False)
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * shape.layers) if residual else 0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The mean loss of tokens [batch, context + 1], each predicted from those before it."""
+        x = self.embed(tokens[:, :-1])
+        for block in self.blocks:
+            x = block(x)
+        return F.linear_cross_entropy(self.norm(x), self.lm_head.weight, tokens[:, 1:])
+
+
+@dataclass
+class Run:
+    """One model with its optimizer."""
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    seconds: list[float] = field(default_factory=list)
+
+    def step(self, tokens: Tensor, lr: float) -> float:
+        start = time.perf_counter()
+        self.optimizer.param_groups[0]["lr"] = lr
+        loss = self.model(tokens)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        value = loss.item()
+        self.seconds.append(time.perf_counter() - start)
+        return value
+
+    @torch.no_grad()
+    def validate(self, held_out: list[Tensor]) -> float:
+        return sum(self.model(batch).item() for batch in held_out) / len(held_out)
+
+
+def saved_bytes(model: nn.Module, tokens: Tensor) -> int:
+    """Bytes of the distinct storages that autograd keeps of one forward, the parameters' own left out."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(tokens)  # alive while the storages are counted, so that no address is used twice
+    del loss
+    return sum(kept.values())
+
+
+def train(
+    names: tuple[str, ...] = RUNS,
+    steps: int = 300,
+    shape: Shape = Shape(),
+    lr: float = 1.5e-3,
+    seed: int = 0,
+    every: int = 20,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    show: bool = True,
+) -> dict:
+    """Trains a run for each dial value; returns curves as rows of COLUMNS, final losses and saved bytes."""
+    text = corpus()
+    cut = len(text) * 19 // 20
+    runs = []
+    for name in names:
+        torch.manual_seed(seed)
+        model = Llama(shape, name).to(device, dtype)
+        optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.95), weight_decay=0.1)
+        runs.append(Run(name, model, optimizer))
+    train_batches = batches(text[:cut], shape.batch, shape.context, steps, seed, device)
+    held_out = batches(text[cut:], shape.batch, shape.context, 16, seed, device)
+    saved = {run.name: saved_bytes(run.model, train_batches[0]) for run in runs}
+    about, rows, tokens = provenance(device), [], shape.batch * shape.context
+    with progress(show) as bars:
+        tasks = {run.name: bars.add_task(run.name, total=steps, loss=math.nan, speed=0.0) for run in runs}
+        sums = dict.fromkeys(names, 0.0)
+        for step, batch in enumerate(train_batches, 1):
+            for run in runs:
+                loss = run.step(batch, learning_rate(step - 1, steps, lr))
+                sums[run.name] += loss
+                bars.update(tasks[run.name], advance=1, loss=loss, speed=tokens / run.seconds[-1])
+                if step % every == 0 or step == steps:
+                    count = (step - 1) % every + 1
+                    recent = sorted(run.seconds[-count:])
+                    row = {"run": run.name, "step": step, "tokens": step * tokens, "train_loss": sums[run.name] / count}
+                    row |= {"validation_loss": run.validate(held_out), "step_ms": 1e3 * recent[len(recent) // 2]}
+                    rows.append({**row, "saved_bytes": saved[run.name], **about})
+                    sums[run.name] = 0.0
+    final = {run.name: next(r["validation_loss"] for r in reversed(rows) if r["run"] == run.name) for run in runs}
+    parameters = sum(p.numel() for p in runs[0].model.parameters())
+    return {"final_validation_loss": final, "saved_bytes": saved, "parameters": parameters, "rows": rows}
+
+
+def report(result: dict) -> None:
+    """The table a person reads."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("save=", "validation loss", "against first", "saved for backward, MB", "of first")
+    first = next(iter(result["final_validation_loss"]))
+    for name, loss in result["final_validation_loss"].items():
+        base, saved = result["final_validation_loss"][first], result["saved_bytes"]
+        table.add_row(
+            name,
+            f"{loss:.4f}",
+            f"{100 * (loss / base - 1):+.2f} %",
+            f"{saved[name] / 1e6:.1f}",
+            f"{100 * saved[name] / saved[first]:.0f} %",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"{result['parameters']:,} parameters", highlight=False)
+
+
+def plot(csv_path: Path, png_path: Path) -> None:
+    """Draws the curves of a CSV that --csv wrote, and what each run keeps for backward."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    runs = read_csv(csv_path)
+    device = next(iter(runs.values()))[0]["device"]
+    figure, axes = plt.subplot_mosaic(
+        [["loss", "bytes"], ["gap", "bytes"]],
+        figsize=(9, 6),
+        width_ratios=(3, 1),
+        height_ratios=(3, 2),
+        layout="constrained",
+    )
+    draw_curves(axes["loss"], axes["gap"], runs, f"Llama-style model on the King James text, {device}")
+    saved = {name: int(rows[-1]["saved_bytes"]) / 1e6 for name, rows in runs.items()}
+    bars = axes["bytes"].bar(list(saved), list(saved.values()), color=[f"C{i}" for i in range(len(saved))])
+    axes["bytes"].bar_label(bars, fmt="%.0f")
+    axes["bytes"].set(title="saved for backward", ylabel="MB a step")
+    axes["bytes"].tick_params(axis="x", rotation=30)
+    png_path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(png_path, dpi=130)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", default=",".join(RUNS), help=f"of {', '.join(SAVE)}; the first is the baseline")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the tables")
+    parser.add_argument("--csv", type=Path, help="write the curves here")
+    parser.add_argument("--plot", type=Path, help="draw the CSV here; needs --csv")
+    args = parser.parse_args(argv)
+    names = tuple(args.runs.split(","))
+    if unknown := set(names) - set(SAVE):
+        parser.error(f"--runs: unknown {', '.join(sorted(unknown))}; choose from {', '.join(SAVE)}")
+    if args.steps < 1:
+        parser.error(f"--steps: got {args.steps}, accepts 1 or more")
+    if args.plot and not args.csv:
+        parser.error("--plot draws what --csv wrote: give both")
+    result = train(names, args.steps, seed=args.seed, device=args.device)
+    if args.csv:
+        write_csv(args.csv, result["rows"], (*COLUMNS, "saved_bytes"))
+    if args.plot:
+        plot(args.csv, args.plot)
+    if args.json:
+        json.dump(result, sys.stdout)
+    else:
+        report(result)
+
+
+if __name__ == "__main__":
+    main()
