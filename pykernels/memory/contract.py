@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SAVE = ("all", "inputs+preact", "int8", "recompute_mlp", "recompute_qkv", "checkpoint")
+from .checkpoint import DIAL
+
+SAVE = DIAL
 GROUP = 128  # columns that share a float32 scale in an INT8 copy
 STATISTIC = 4  # bytes of a float32: rstd or mean of a row, lse of a head, scale of a group
 
