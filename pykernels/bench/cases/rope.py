@@ -1,4 +1,4 @@
-"""rope of query and key, forward and backward. Shape is B x S x H x Hkv x D; q and k are slices of a packed qkv.
+"""rope of query and key, forward and backward. Shape is S x H x D; q and k, of H / 4 heads, are slices of a packed qkv.
 
 Bytes: q and k read and written once each way; the tables are small and stay in the caches.
 """
@@ -15,15 +15,16 @@ from .. import peers
 from ..case import Cell, Context, Entry, Provider
 
 OP = "rope"
+GROUP = 4  # query heads that share a key head
 
 
-def work(batch: int, seq: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
+def work(seq: int, heads: int, dim: int, itemsize: int) -> int:
     """Bytes of a forward and its backward."""
-    return 4 * itemsize * batch * seq * (heads + kv_heads) * dim
+    return 4 * itemsize * seq * (heads + heads // GROUP) * dim
 
 
 def cells(quick: bool, cuda: bool) -> list[Cell]:
-    shape = (1, 512, 8, 2, 64) if quick else (1, 4096, 32, 8, 128)
+    shape = (512, 8, 64) if quick else (4096, 32, 128)
     return [
         Cell(
             OP,
@@ -50,8 +51,9 @@ def plain(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 
 
 def build(cell: Cell, context: Context, dtype: torch.dtype) -> Iterator[Entry]:
-    batch, seq, heads, kv_heads, dim = cell.dims
-    qkv = context.randn(batch, seq, heads + 2 * kv_heads, dim, dtype=dtype)
+    seq, heads, dim = cell.dims
+    kv_heads = heads // GROUP
+    qkv = context.randn(1, seq, heads + 2 * kv_heads, dim, dtype=dtype)
     q = qkv[:, :, :heads].requires_grad_()
     k = qkv[:, :, heads : heads + kv_heads].requires_grad_()
     grads = [context.randn(*x.shape, dtype=dtype) for x in (q, k)]
