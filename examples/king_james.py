@@ -7,11 +7,14 @@ import csv
 import importlib.util
 import math
 import subprocess
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 COLUMNS = ("run", "step", "tokens", "train_loss", "validation_loss", "step_ms", "device", "threads", "torch", "commit")
 
@@ -40,6 +43,64 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+
+
+@dataclass
+class Run:
+    """One model with its optimizer. The model gives the mean loss of tokens [batch, context + 1]."""
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    seconds: list[float] = field(default_factory=list)
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens)
+
+    def step(self, tokens: Tensor, lr: float) -> float:
+        start = time.perf_counter()
+        self.optimizer.param_groups[0]["lr"] = lr
+        loss = self.loss(tokens)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        value = loss.item()
+        self.seconds.append(time.perf_counter() - start)
+        return value
+
+    @torch.no_grad()
+    def validate(self, held_out: list[Tensor]) -> float:
+        return sum(self.loss(batch).item() for batch in held_out) / len(held_out)
+
+
+def lockstep(
+    runs: Sequence[Run], train: list[Tensor], held_out: list[Tensor], lr: float, every: int, device: str, show: bool
+) -> list[dict[str, Any]]:
+    """Gives every run each batch in turn; returns rows of COLUMNS, one a run for each `every` steps and the last."""
+    about, rows, steps = provenance(device), [], len(train)
+    with progress(show) as bars:
+        tasks = {run.name: bars.add_task(run.name, total=steps, loss=math.nan, speed=0.0) for run in runs}
+        sums = {run.name: 0.0 for run in runs}
+        for step, batch in enumerate(train, 1):
+            tokens = batch.numel() - batch.shape[0]
+            for run in runs:
+                loss = run.step(batch, learning_rate(step - 1, steps, lr))
+                sums[run.name] += loss
+                bars.update(tasks[run.name], advance=1, loss=loss, speed=tokens / run.seconds[-1])
+                if step % every == 0 or step == steps:
+                    count = (step - 1) % every + 1
+                    recent = sorted(run.seconds[-count:])
+                    row = {"run": run.name, "step": step, "tokens": step * tokens, "train_loss": sums[run.name] / count}
+                    row |= {"validation_loss": run.validate(held_out), "step_ms": 1e3 * recent[len(recent) // 2]}
+                    rows.append({**row, **about})
+                    sums[run.name] = 0.0
+    return rows
+
+
+def final_losses(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The last validation loss of each run."""
+    return {row["run"]: row["validation_loss"] for row in rows}
 
 
 def provenance(device: str) -> dict[str, str | int]:

@@ -12,22 +12,11 @@ import argparse
 import json
 import math
 import sys
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from king_james import (
-    COLUMNS,
-    batches,
-    corpus,
-    draw_curves,
-    learning_rate,
-    progress,
-    provenance,
-    read_csv,
-    write_csv,
-)
+from king_james import COLUMNS, Run, batches, corpus, draw_curves, final_losses, lockstep, read_csv, write_csv
 from torch import Tensor, nn
 
 import pykernels.functional as F
@@ -82,32 +71,6 @@ class Llama(nn.Module):
         return F.linear_cross_entropy(self.norm(x), self.lm_head.weight, tokens[:, 1:])
 
 
-@dataclass
-class Run:
-    """One model with its optimizer."""
-
-    name: str
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    seconds: list[float] = field(default_factory=list)
-
-    def step(self, tokens: Tensor, lr: float) -> float:
-        start = time.perf_counter()
-        self.optimizer.param_groups[0]["lr"] = lr
-        loss = self.model(tokens)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        value = loss.item()
-        self.seconds.append(time.perf_counter() - start)
-        return value
-
-    @torch.no_grad()
-    def validate(self, held_out: list[Tensor]) -> float:
-        return sum(self.model(batch).item() for batch in held_out) / len(held_out)
-
-
 def saved_bytes(model: nn.Module, tokens: Tensor) -> int:
     """Bytes of the distinct storages that autograd keeps of one forward, the parameters' own left out."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -148,25 +111,10 @@ def train(
     train_batches = batches(text[:cut], shape.batch, shape.context, steps, seed, device)
     held_out = batches(text[cut:], shape.batch, shape.context, 16, seed, device)
     saved = {run.name: saved_bytes(run.model, train_batches[0]) for run in runs}
-    about, rows, tokens = provenance(device), [], shape.batch * shape.context
-    with progress(show) as bars:
-        tasks = {run.name: bars.add_task(run.name, total=steps, loss=math.nan, speed=0.0) for run in runs}
-        sums = dict.fromkeys(names, 0.0)
-        for step, batch in enumerate(train_batches, 1):
-            for run in runs:
-                loss = run.step(batch, learning_rate(step - 1, steps, lr))
-                sums[run.name] += loss
-                bars.update(tasks[run.name], advance=1, loss=loss, speed=tokens / run.seconds[-1])
-                if step % every == 0 or step == steps:
-                    count = (step - 1) % every + 1
-                    recent = sorted(run.seconds[-count:])
-                    row = {"run": run.name, "step": step, "tokens": step * tokens, "train_loss": sums[run.name] / count}
-                    row |= {"validation_loss": run.validate(held_out), "step_ms": 1e3 * recent[len(recent) // 2]}
-                    rows.append({**row, "saved_bytes": saved[run.name], **about})
-                    sums[run.name] = 0.0
-    final = {run.name: next(r["validation_loss"] for r in reversed(rows) if r["run"] == run.name) for run in runs}
+    rows = lockstep(runs, train_batches, held_out, lr, every, device, show)
+    rows = [{**row, "saved_bytes": saved[row["run"]]} for row in rows]
     parameters = sum(p.numel() for p in runs[0].model.parameters())
-    return {"final_validation_loss": final, "saved_bytes": saved, "parameters": parameters, "rows": rows}
+    return {"final_validation_loss": final_losses(rows), "saved_bytes": saved, "parameters": parameters, "rows": rows}
 
 
 def report(result: dict) -> None:

@@ -14,13 +14,12 @@ import copy
 import json
 import math
 import sys
-import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from king_james import batches, corpus, draw_curves, learning_rate, progress, provenance, read_csv, write_csv
+from king_james import Run, batches, corpus, draw_curves, final_losses, lockstep, read_csv, write_csv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,35 +70,13 @@ class GPT(nn.Module):
         return self.lm_head(self.norm(self.blocks(x)))
 
 
-@dataclass
-class Run:
-    """One model with its optimizer; the precision is all that differs between two of them."""
-
-    name: str
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    seconds: list[float] = field(default_factory=list)
+class CastRun(Run):
+    """A run under autocast unless its name is float32: the precision is all that differs between two of them."""
 
     def loss(self, tokens: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.name != "float32"):
             logits = self.model(tokens[:, :-1])
         return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
-
-    def step(self, tokens: Tensor, lr: float) -> float:
-        start = time.perf_counter()
-        self.optimizer.param_groups[0]["lr"] = lr
-        loss = self.loss(tokens)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        value = loss.item()
-        self.seconds.append(time.perf_counter() - start)
-        return value
-
-    @torch.no_grad()
-    def validate(self, batches: list[Tensor]) -> float:
-        return sum(self.loss(batch).item() for batch in batches) / len(batches)
 
 
 def build(name: str, initial: nn.Module, lr: float, config: pykernels.Int8TrainingConfig) -> Run:
@@ -107,7 +84,7 @@ def build(name: str, initial: nn.Module, lr: float, config: pykernels.Int8Traini
     if name == "int8":
         pykernels.quantize_(model, config)
     optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.95), weight_decay=0.1)
-    return Run(name, model, optimizer)
+    return CastRun(name, model, optimizer)
 
 
 def saved_activation_bytes(run: Run, tokens: Tensor) -> dict[str, int]:
@@ -157,26 +134,14 @@ def train(
     train_batches = batches(text[:cut], shape.batch, shape.context, steps, seed, device)
     held_out = batches(text[cut:], shape.batch, shape.context, 16, seed, device)
     saved = {run.name: saved_activation_bytes(run, train_batches[0]) for run in runs}
-    about = provenance(device)
-    rows, tokens = [], shape.batch * shape.context
-    with progress(show) as bars:
-        tasks = {run.name: bars.add_task(run.name, total=steps, loss=math.nan, speed=0.0) for run in runs}
-        sums = dict.fromkeys(names, 0.0)
-        for step, batch in enumerate(train_batches, 1):
-            for run in runs:
-                loss = run.step(batch, learning_rate(step - 1, steps, lr))
-                sums[run.name] += loss
-                bars.update(tasks[run.name], advance=1, loss=loss, speed=tokens / run.seconds[-1])
-                if step % every == 0 or step == steps:
-                    count = (step - 1) % every + 1
-                    recent = sorted(run.seconds[-count:])
-                    row = {"run": run.name, "step": step, "tokens": step * tokens, "train_loss": sums[run.name] / count}
-                    row |= {"validation_loss": run.validate(held_out), "step_ms": 1e3 * recent[len(recent) // 2]}
-                    rows.append({**row, **about})
-                    sums[run.name] = 0.0
-    final = {run.name: next(r["validation_loss"] for r in reversed(rows) if r["run"] == run.name) for run in runs}
+    rows = lockstep(runs, train_batches, held_out, lr, every, device, show)
     median = {run.name: 1e3 * sorted(run.seconds)[len(run.seconds) // 2] for run in runs}
-    return {"final_validation_loss": final, "step_ms": median, "saved_activation_bytes": saved, "rows": rows}
+    return {
+        "final_validation_loss": final_losses(rows),
+        "step_ms": median,
+        "saved_activation_bytes": saved,
+        "rows": rows,
+    }
 
 
 def report(result: dict) -> None:
