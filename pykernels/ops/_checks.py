@@ -1,12 +1,39 @@
 """Argument checks shared by the references and the Triton path; the C++ bindings say the same in the same words."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # One more product of 127 * 127 could leave the range of an int32 accumulator that a later one has to hold.
 MAX_K = 131071
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """An argument is not what an operation accepts: a ValueError, and a RuntimeError as PyTorch's operators raise."""
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def names_argument(function: Function) -> Function:
+    """Makes an ArgumentError of what a compiled kernel refuses, without the place in its source."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except RuntimeError as error:
+            place, found, message = str(error).partition(": expected ")
+            if not found or type(error) is not RuntimeError:
+                raise
+            raise ArgumentError(f"{place.split(', ')[-1]}: expected {message}") from None
+
+    return call  # type: ignore[return-value]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -21,9 +48,9 @@ def names(dtypes: Sequence[torch.dtype]) -> str:
 
 
 def check(condition: bool, op: str, message: str) -> None:
-    """Raises RuntimeError, as PyTorch's own operators do, when the condition does not hold."""
+    """Raises ArgumentError when the condition does not hold."""
     if not condition:
-        raise RuntimeError(f"{op}: {message}")
+        raise ArgumentError(f"{op}: {message}")
 
 
 def check_dtype(op: str, name: str, tensor: torch.Tensor, *accepted: torch.dtype) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from ._checks import check, check_device, check_dim, check_dtype
+from ._checks import check, check_device, check_dim, check_dtype, names_argument
 from ._segment_call import FLOATS64, refuse_second_backward
 
 NAME = "attention"
@@ -212,6 +212,7 @@ torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=se
 torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward(NAME), lib=_library.LIB)
 
 
+@names_argument
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> Tensor:
     """softmax(q k^T * scale) v, each query head with the key and value head of its group.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from ._checks import names_argument
 from ._cross_entropy import (
     capped,
     check_arguments,
@@ -155,6 +156,7 @@ torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=se
 torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward, lib=_library.LIB)
 
 
+@names_argument
 def cross_entropy(
     logits: Tensor,
     target: Tensor,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from ._checks import FLOATS, check, check_device, check_dtype
+from ._checks import FLOATS, check, check_device, check_dtype, names_argument
 
 NAME = "distillation_rows"
 BACKWARD = f"{NAME}_backward"
@@ -261,6 +261,7 @@ def rows_that_count(target: Tensor | None, rows: int, ignore_index: int) -> Tens
     return (target != ignore_index).sum().clamp(min=1)
 
 
+@names_argument
 def distillation_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .. import _library
-from ._checks import FLOATS, check, check_device, check_dtype
+from ._checks import FLOATS, check, check_device, check_dtype, names_argument
 from ._numerics import philox
 from ._weight_grad import needs
 
@@ -90,6 +90,7 @@ def dropout_key(seed: int | None = None, offset: int = 0) -> torch.Tensor:
     return torch.tensor([seed, offset], dtype=torch.int64)
 
 
+@names_argument
 def dropout(
     x: torch.Tensor,
     p: float = 0.5,

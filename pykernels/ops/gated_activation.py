@@ -7,7 +7,7 @@ import torch
 
 from .. import _library
 from . import quantize_rowwise
-from ._checks import FLOATS, check, check_device, check_dtype, dtype_name
+from ._checks import FLOATS, check, check_device, check_dtype, dtype_name, names_argument
 from ._enums import GATED_ACTIVATIONS, gelu_code
 
 NAME = "gated_activation"
@@ -231,6 +231,7 @@ def _call(
         return torch.ops.pykernels.gated_activation.default(gate, up, activation)
 
 
+@names_argument
 def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None, *, quantize: bool = False) -> Any:
     """silu(gate) * up, silu(x) = x sigmoid(x): the SwiGLU of "GLU Variants Improve Transformer" (Shazeer, 2020).
 
@@ -245,6 +246,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None, *, quantize: bool
     return _call("swiglu", gate, up, _SILU, quantize)
 
 
+@names_argument
 def geglu(
     gate: torch.Tensor, up: torch.Tensor | None = None, *, approximate: str = "none", quantize: bool = False
 ) -> Any:
@@ -256,11 +258,13 @@ def geglu(
     return _call("geglu", gate, up, gelu_code("geglu", approximate), quantize)
 
 
+@names_argument
 def reglu(gate: torch.Tensor, up: torch.Tensor | None = None, *, quantize: bool = False) -> Any:
     """relu(gate) * up (Shazeer, 2020). As swiglu, packed and quantize too."""
     return _call("reglu", gate, up, _RELU, quantize)
 
 
+@names_argument
 def relu2(x: torch.Tensor, *, quantize: bool = False) -> Any:
     """relu(x)^2 of x [..., K], in one pass: Primer (So et al., 2021). quantize as in swiglu.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _library
 from . import _segment as segment
 from . import _segment_call as call
-from ._checks import check, check_device
+from ._checks import check, check_device, names_argument
 
 NAME = "glu_linear"
 BACKWARD = f"{NAME}_backward"
@@ -149,6 +149,7 @@ torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=se
 torch.library.register_autograd(f"pykernels::{BACKWARD}", call.refuse_second_backward(NAME), lib=_library.LIB)
 
 
+@names_argument
 def glu_linear(
     gate: Tensor,
     up: Tensor | None,

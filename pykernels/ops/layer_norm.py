@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _library
 from . import _norm
+from ._checks import names_argument
 
 NAME = "layer_norm"
 QUANTIZED = f"{NAME}_quantized"
@@ -108,6 +109,7 @@ torch.library.register_autograd(f"pykernels::{QUANTIZED}", _norm.refuse_gradient
 torch.library.register_autograd(f"pykernels::{BACKWARD}", _norm.refuse_gradient, lib=_library.LIB)
 
 
+@names_argument
 def layer_norm(
     x: Tensor,
     weight: Tensor | None = None,

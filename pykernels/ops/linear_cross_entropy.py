@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _library
 from ._autocast import autocast
-from ._checks import check
+from ._checks import check, names_argument
 from ._chunks import product_dtype, wide_dtype
 from ._cross_entropy import check_options, check_reduction, check_target, check_target_range, reduce
 from ._linear_cross_entropy import BACKWARD, GRADIENTS, NAME, Three, check_arguments, forward, gradients, recompute
@@ -140,6 +140,7 @@ def default_strategy(input: Tensor, weight: Tensor, reduction: str) -> str:
     return "forward" if weight.numel() * 4 * (sums + copies) <= AFFORDABLE_BYTES else "recompute"
 
 
+@names_argument
 def linear_cross_entropy(
     input: Tensor,
     weight: Tensor,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ._autocast import autocast
+from ._checks import names_argument
 from .distillation import (
     DIVERGENCES,
     REDUCTIONS,
@@ -90,6 +91,7 @@ def _call(
     )[0]
 
 
+@names_argument
 def linear_kl_div(
     input: Tensor,
     weight: Tensor,
@@ -114,6 +116,7 @@ def linear_kl_div(
     return _call("linear_kl_div", input, weight, bias, teacher, target, *numbers, reduction, strategy)
 
 
+@names_argument
 def linear_jsd(
     input: Tensor,
     weight: Tensor,

@@ -13,7 +13,7 @@ from . import _segment as segment
 from . import _segment_call as call
 from . import attention as core
 from . import rope  # noqa: F401 an operator used
-from ._checks import check, check_dim
+from ._checks import check, check_dim, names_argument
 from ._segment import LAYER, NO_NORM, Norm
 
 NAME = "norm_attention"
@@ -258,6 +258,7 @@ torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=se
 torch.library.register_autograd(f"pykernels::{BACKWARD}", call.refuse_second_backward(NAME), lib=_library.LIB)
 
 
+@names_argument
 def norm_attention(
     x: Tensor,
     query: Tensor,

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _library
 from . import _segment as segment
 from . import _segment_call as call
-from ._checks import check
+from ._checks import check, names_argument
 from ._segment import LAYER, NO_NORM, Norm
 
 NAME = "norm_linear"
@@ -231,6 +231,7 @@ torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=se
 torch.library.register_autograd(f"pykernels::{BACKWARD}", call.refuse_second_backward(NAME), lib=_library.LIB)
 
 
+@names_argument
 def norm_linear(
     x: Tensor,
     weight: Tensor | Sequence[Tensor],

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .. import _library
-from ._checks import FLOATS, check, check_device, check_dim, check_dtype
+from ._checks import FLOATS, check, check_device, check_dim, check_dtype, names_argument
 from ._weight_grad import needs
 
 NAME = "rope"
@@ -152,6 +152,7 @@ _library.define(SCHEMA, reference, fake)
 torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
 
 
+@names_argument
 def rope(
     q: torch.Tensor,
     k: torch.Tensor | None,
