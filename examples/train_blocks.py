@@ -92,7 +92,7 @@ def train(
     names: tuple[str, ...] = RUNS,
     steps: int = 300,
     shape: Shape = Shape(),
-    lr: float = 1.5e-3,
+    lr: float = 1e-3,
     seed: int = 0,
     every: int = 20,
     device: str = "cpu",
