@@ -59,7 +59,7 @@ def draw(path: Path, out: Path, ops: Sequence[str] = ()) -> list[Path]:
     measured = [row for row in rows if row.measured]
     out.mkdir(parents=True, exist_ok=True)
     drawings: list[tuple[str, Callable[..., Any], list[Row]]] = [
-        ("roofline", roofline, [row for row in rows if row.op == "ceiling" or row.ours]),
+        ("roofline", roofline, [row for row in rows if row.op == "ceiling" or (row.ours and row.operations)]),
         ("int8_linear-ratios", heatmaps, [row for row in measured if row.op == "int8_linear"]),
         ("int8_linear", rates, [row for row in rows if row.op in ("int8_linear", "ceiling")]),
         ("int8_weight_only_linear", rates, [row for row in rows if row.op in ("int8_weight_only_linear", "ceiling")]),
@@ -75,7 +75,7 @@ def draw(path: Path, out: Path, ops: Sequence[str] = ()) -> list[Path]:
             ),
             [row for row in measured if row.op == "int8_training_linear"],
         ),
-        ("blocks", percents, [row for row in measured if row.op in BLOCKS]),
+        ("blocks", lanes, [row for row in measured if row.op in BLOCKS]),
         (
             "losses",
             partial(
@@ -275,6 +275,32 @@ def percents(pyplot: Any, rows: list[Row]) -> Any:
     axes.set_xticklabels(labels, fontsize=9)
     axes.grid(False, axis="x")
     figure.legend(loc="outside upper center", ncols=min(4, len(providers)), fontsize=9)
+    return figure
+
+
+def lanes(pyplot: Any, rows: list[Row]) -> Any:
+    """Percent of the ceiling as `percents` draws it, lying down: for many cells."""
+    ordered = sorted(rows, key=lambda row: (row.op, row.variant, row.dims))
+    groups = list(dict.fromkeys((row.op, row.variant, row.shape) for row in ordered))
+    providers = _order(rows)
+    figure, axes = pyplot.subplots(figsize=(9.0, 0.42 * len(groups) + 1.6), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.02, 1, 0.98))
+    height = 0.84 / len(providers)
+    for index, provider in enumerate(providers):
+        found = {(row.op, row.variant, row.shape): row.ceiling_percent for row in rows if row.provider == provider}
+        places = [i + (index - (len(providers) - 1) / 2) * height for i, group in enumerate(groups) if found.get(group)]
+        values = [found[group] or 0.0 for group in groups if found.get(group)]
+        bars = axes.barh(places, values, height * 0.92, color=_color(provider), label=provider)
+        if provider.startswith("pykernels"):
+            axes.bar_label(bars, fmt="%.0f", fontsize=8, fontweight="bold", color=_color(provider), padding=2)
+    axes.axvline(100, color="#222222", linestyle="--", linewidth=1)
+    labels = [f"{op} {_times(shape)}, {variant.removeprefix('forward+backward ')}" for op, variant, shape in groups]
+    axes.set(yticks=range(len(groups)), xlabel="percent of the copy bandwidth, forward and backward")
+    axes.set_yticklabels(labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.grid(False, axis="y")
+    figure.legend(loc="outside upper center", ncols=len(providers), fontsize=9)
     return figure
 
 
