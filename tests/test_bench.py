@@ -344,3 +344,10 @@ def test_a_run_end_to_end(tmp_path, monkeypatch, capsys):
     rows = run([cell], CPU, 1, lambda _text, _done: None, lambda _rows: None, limit=-1.0)
     assert rows[0].note.startswith("absent: pykernels/_C*.so is not built")
     assert rows[-1].note == "left out: the limit of -1 s was reached"
+
+
+def test_only_the_csvs_of_this_command_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "RESULTS", tmp_path)
+    (tmp_path / "accuracy-cpu.csv").write_text("model,variant\n")
+    (tmp_path / "cpu.csv").write_text("op,variant,provider\n")
+    assert cli._csvs("") == [tmp_path / "cpu.csv"]

@@ -93,7 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _csvs(given: str) -> list[Path]:
-    return [Path(given)] if given else sorted(RESULTS.glob("*.csv"))
+    if given:
+        return [Path(given)]
+    # The demo and the examples write their CSVs there too.
+    return [path for path in sorted(RESULTS.glob("*.csv")) if path.read_text().startswith("op,")]
 
 
 def _unfinished(cells: list[Cell], rows: list[Row]) -> list[Cell]:
