@@ -13,6 +13,7 @@ import json
 import math
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from king_james import COLUMNS, Run, batches, corpus, draw_curves, final_losses,
 from torch import Tensor, nn
 
 import pykernels.functional as F
+from pykernels.bench.memory import saved_bytes
 from pykernels.nn import SAVE, RMSNorm, TransformerBlock
 
 RUNS = ("all", "int8")
@@ -71,23 +73,6 @@ class Llama(nn.Module):
         return F.linear_cross_entropy(self.norm(x), self.lm_head.weight, tokens[:, 1:])
 
 
-def saved_bytes(model: nn.Module, tokens: Tensor) -> int:
-    """Bytes of the distinct storages that autograd keeps of one forward, the parameters' own left out."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(tokens)  # alive while the storages are counted, so that no address is used twice
-    del loss
-    return sum(kept.values())
-
-
 def train(
     names: tuple[str, ...] = RUNS,
     steps: int = 300,
@@ -110,7 +95,7 @@ def train(
         runs.append(Run(name, model, optimizer))
     train_batches = batches(text[:cut], shape.batch, shape.context, steps, seed, device)
     held_out = batches(text[cut:], shape.batch, shape.context, 16, seed, device)
-    saved = {run.name: saved_bytes(run.model, train_batches[0]) for run in runs}
+    saved = {run.name: saved_bytes(partial(run.model, train_batches[0]), run.model.parameters()) for run in runs}
     rows = lockstep(runs, train_batches, held_out, lr, every, device, show)
     rows = [{**row, "saved_bytes": saved[row["run"]]} for row in rows]
     parameters = sum(p.numel() for p in runs[0].model.parameters())
