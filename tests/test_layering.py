@@ -14,12 +14,14 @@ ALLOWED = {
     "functional": {"ops", "quantization.config"},
     "nn": {"functional", "nn", "quantization.config", "ops"},
     "memory": {"functional", "memory", "nn"},
+    "optim": {"_library", "functional", "ops", "optim"},
+    "distributed": {"distributed", "functional", "ops", "optim"},
     "quantization": {"functional", "nn", "quantization", "_library"},
     "demo": {"demo", "quantization", "nn", "functional", "_library", "_info", ""},
-    "bench": {"bench", "quantization", "nn", "functional", "ops", "_library", "_info", ""},
+    "bench": {"bench", "optim", "quantization", "nn", "functional", "ops", "_library", "_info", ""},
     "_info": {"_host", "_library", ""},
-    "__main__": {"_info", "demo", "bench", "quantization"},
-    "__init__": {"_library", "ops", "functional", "memory", "nn", "quantization"},
+    "__main__": {"_info", "demo", "bench", "distributed", "quantization"},
+    "__init__": {"_library", "distributed", "ops", "functional", "memory", "nn", "optim", "quantization"},
 }
 
 

@@ -21,12 +21,14 @@ from . import (
     norm_attention,
     norm_linear,
     norm_mlp,
+    optimizer_update,
     quantize_asymmetric,
     quantize_blockwise,
     quantize_colwise,
     quantize_rowwise,
     rms_norm,
     rope,
+    tensor_norms,
 )
 
 __all__ = [
@@ -50,10 +52,12 @@ __all__ = [
     "norm_attention",
     "norm_linear",
     "norm_mlp",
+    "optimizer_update",
     "quantize_asymmetric",
     "quantize_blockwise",
     "quantize_colwise",
     "quantize_rowwise",
     "rms_norm",
     "rope",
+    "tensor_norms",
 ]

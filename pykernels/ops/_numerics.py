@@ -51,10 +51,10 @@ def _mul_hi_lo(factor: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return (product >> 32) & _MASK, product & _MASK
 
 
-def philox(seed: int, counters: torch.Tensor, stream: int = 0) -> torch.Tensor:
+def philox(seed: int, counters: torch.Tensor, stream: int = 0, step: int = 0) -> torch.Tensor:
     """Philox4x32-10 (Salmon et al., 2011): int64 counters [n] -> four uint32 words each, as int64 [n, 4]."""
     c0, c1 = counters & _MASK, (counters >> 32) & _MASK
-    c2, c3 = torch.full_like(counters, stream), torch.zeros_like(counters)
+    c2, c3 = torch.full_like(counters, stream), torch.full_like(counters, step)
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(10):
         hi0, lo0 = _mul_hi_lo(0xD2511F53, c0)
