@@ -272,5 +272,5 @@ def norms_reference(
     return result
 
 
-_library.define(SCHEMA, reference, fake, triton=False)
-_library.define(NORMS_SCHEMA, norms_reference, norms_fake, triton=False)
+_library.define(SCHEMA, reference, fake, triton="optimizer_update")
+_library.define(NORMS_SCHEMA, norms_reference, norms_fake, triton="optimizer_update")
