@@ -51,7 +51,7 @@ class Call:
     step: int = 0
     seed: int = 2**40 + 3
     place: list = field(default_factory=list)
-    device: str = "cpu"
+    device: str = "cpu"  # where everything goes once it is made
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(17)
@@ -63,26 +63,28 @@ class Call:
         def draw(size: float) -> list[torch.Tensor]:
             return [torch.randn(s, generator=generator, dtype=torch.float64) * size for s in self.shapes]
 
-        masters = [m.to(self.device, torch.float64 if self.param == torch.float64 else torch.float32) for m in draw(1)]
+        masters = [m.to(torch.float64 if self.param == torch.float64 else torch.float32) for m in draw(1)]
         self.params = [m.to(self.param) for m in masters]
-        self.grads = [g.to(self.device, self.grad) for g in draw(1e-2)]
+        self.grads = [g.to(self.grad) for g in draw(1e-2)]
         self.states, self.scales, self.extras = [], [], []
         for slot in rules.slots(self.number, self.bits):
             for value in draw(1e-2):
-                self._add_state(slot, (value if slot == "s" else value.square()).to(self.device))
+                self._add_state(slot, value if slot == "s" else value.square())
         for i, master in enumerate(masters if self.rounding in ("kahan", "split_master") else []):
             if self.rounding == "split_master":
                 self.params[i], low = codes.split_master(master)
                 self.extras.append(low)
             else:
                 self.extras.append((master - self.params[i].to(master.dtype)).to(self.param))
-        self.steps = [torch.full((), float(self.step), device=self.device) for _ in self.shapes]
+        self.steps = [torch.full((), float(self.step)) for _ in self.shapes]
+        for tensors in self.lists():
+            tensors[:] = [t.to(self.device) for t in tensors]
 
     def _add_state(self, slot: str, value: torch.Tensor) -> None:
         if self.state != "codes":
             self.states.append(value.to(getattr(torch, self.state)))
             return
-        like = torch.empty((), dtype=torch.int8 if slot == "s" else torch.uint8, device=value.device)
+        like = torch.empty((), dtype=torch.int8 if slot == "s" else torch.uint8)
         code, scale = codes.encode(value.float(), like, torch.zeros_like(value, dtype=torch.int64), self.block_size)
         self.states.append(code)
         self.scales.append(scale)
