@@ -198,7 +198,7 @@ def _worker() -> None:
         label, architectures, config, launch = call
         with _tuning.force_config(config) if config else nullcontext():
             launch()
-    print(json.dumps([{**report, **resources.result()} for report, resources in reports]))
+    print(json.dumps([{**report, **resources.result()} for report, resources in reports], default=str))
 
 
 @pytest.fixture(scope="module")
