@@ -30,7 +30,7 @@ def clip_grad_norm_(
     the same on every rank, float32 (float64 with float64 gradients), and is not read back unless error_if_nonfinite.
     Squares are summed in float64; the sums of one mesh are reduced together. Other norm types go through torch.
     Errors: RuntimeError naming the parameters whose gradient is not finite (error_if_nonfinite) or is sparse,
-    ValueError for a negative max_norm; no gradient has changed then. foreach: accepted for drop-in use, changes nothing.
+    ValueError for a negative max_norm; no gradient has changed then. foreach is accepted and changes nothing.
     """
     if not max_norm >= 0.0:
         raise ValueError(f"clip_grad_norm_: expected max_norm to be at least 0, got {max_norm}")
