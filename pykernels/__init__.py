@@ -10,6 +10,7 @@ from . import (  # noqa: E402
     functional,
     memory,
     nn,
+    optim,
     quantization,
 )
 from .quantization import (  # noqa: E402
@@ -39,6 +40,7 @@ __all__ = [
     "memory",
     "nn",
     "ops",
+    "optim",
     "quantization",
     "quantize_",
 ]
