@@ -66,6 +66,7 @@ def assert_as_good_as_eager(ours, theirs, truth) -> None:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles and chunks so small that a small problem has several of each, the last ones ragged."""
     monkeypatch.setattr(_chunks, "TILE_BYTES", 4 * 300 * 8)
+    monkeypatch.setattr(_chunks, "CHUNK_BYTES", 4 * 300 * 8)
     monkeypatch.setattr(_chunks, "WIDE_BYTES", 4 * 40 * 16)
     monkeypatch.setattr(_chunks, "LEAST_ROWS", 8)
     monkeypatch.setattr(_chunks, "CACHED_COLUMNS", 70)

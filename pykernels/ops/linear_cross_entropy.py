@@ -180,10 +180,11 @@ def linear_cross_entropy(
                      gradients it needs 4 * V * H of sums where weight is 16 bits wide, and as much again on a CPU that
                      has no bfloat16 products; nothing for float32. "none" always recomputes.
 
-    At work: one tile of logits (32 MiB), and in 16 bits the float32 sums: of the gradient of input, 4 * N * H, and of a
-    tile of that of weight. On the CPU ignored positions cost nothing. Under autocast input, weight and bias are cast as
-    linear would cast them. A second backward through a graph that was retained works with both strategies; without
-    retain_graph "forward" gives the saved gradients away, and autograd refuses a second backward as it always does.
+    At work: one tile of logits (32 MiB; 56 MiB for "forward" in float32), and in 16 bits the float32 sums: of the
+    gradient of input, 4 * N * H, and of a tile of that of weight. On the CPU ignored positions cost nothing. Under
+    autocast input, weight and bias are cast as linear would cast them. A second backward through a graph that was
+    retained works with both strategies; without retain_graph "forward" gives the saved gradients away, and autograd
+    refuses a second backward as it always does.
 
     Errors, before anything runs: ValueError for an option outside its range, an unknown reduction or strategy,
     strategy="forward" with reduction "none", and on the CPU a target out of range; RuntimeError for a wrong dtype,
