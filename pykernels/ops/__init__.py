@@ -1,6 +1,7 @@
 """The operators: one file holds an operation's schema, reference, fake function and backward, in that order."""
 
 from . import (
+    _flops,
     attention,
     cross_entropy,
     cross_entropy_tiles,
@@ -28,6 +29,8 @@ from . import (
     rms_norm,
     rope,
 )
+
+_flops.install()
 
 __all__ = [
     "attention",
