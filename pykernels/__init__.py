@@ -9,6 +9,7 @@ from . import (  # noqa: E402
     functional,
     memory,
     nn,
+    optim,
     quantization,
 )
 from .quantization import (  # noqa: E402
@@ -37,6 +38,7 @@ __all__ = [
     "memory",
     "nn",
     "ops",
+    "optim",
     "quantization",
     "quantize_",
 ]
