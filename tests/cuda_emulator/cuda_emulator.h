@@ -23,6 +23,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__
+#define __grid_constant__
 #define __shared__ static  // one block runs at a time
 
 struct dim3 {
@@ -33,6 +34,9 @@ namespace pykernels::cuda {
 
 struct Vec16 {
   uint32_t word[4];
+};
+struct Vec8 {
+  uint32_t word[2];
 };
 
 namespace emulator {
@@ -244,11 +248,18 @@ inline Vec16 load16(const void* source) {
   std::memcpy(&v, source, 16);
   return v;
 }
+inline Vec8 load8(const void* source) {
+  emulator::require_aligned(source, 8, "an 8-byte load off its alignment");
+  Vec8 v;
+  std::memcpy(&v, source, 8);
+  return v;
+}
 inline Vec16 load16_streaming(const void* source) { return load16(source); }
 inline void store16(void* target, const Vec16& v) {
   emulator::require_aligned(target, 16, "a 16-byte store off its alignment");
   std::memcpy(target, &v, 16);
 }
+inline void store16_global(void* target, const Vec16& v) { store16(target, v); }
 inline void store8(void* target, uint32_t low, uint32_t high) {
   emulator::require_aligned(target, 8, "an 8-byte store off its alignment");
   const uint32_t words[2] = {low, high};
@@ -289,6 +300,13 @@ inline uint16_t float_to_bfloat16(float v) {
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dsub_rn(double a, double b) { return a - b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 inline float __int2float_rn(int v) { return static_cast<float>(v); }
 inline float __ll2float_rn(int64_t v) { return static_cast<float>(v); }
 inline int saturate(double v) {
@@ -366,6 +384,11 @@ T warp_sum(T v) {
 
 inline unsigned char* shared_memory() { return emulator::shared; }
 inline int multiprocessor_count() { return emulator::multiprocessors; }
+inline bool is_capturing(void*) { return false; }
+inline const char* mapped_address(const void* host, void** device) {
+  *device = const_cast<void*>(host);
+  return nullptr;
+}
 
 template <typename... Params, typename... Args>
 const char* launch(void (*kernel)(Params...), int64_t blocks_x, int64_t blocks_y, int threads, size_t shared_bytes,
