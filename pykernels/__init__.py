@@ -6,9 +6,11 @@ from ._library import backend, cpu_isa
 _library.load()
 
 from . import (  # noqa: E402
+    distributed,
     functional,
     memory,
     nn,
+    optim,
     quantization,
 )
 from .quantization import (  # noqa: E402
@@ -33,10 +35,12 @@ __all__ = [
     "Int8WeightOnlyConfig",
     "backend",
     "cpu_isa",
+    "distributed",
     "functional",
     "memory",
     "nn",
     "ops",
+    "optim",
     "quantization",
     "quantize_",
 ]

@@ -66,6 +66,7 @@ def assert_as_good_as_eager(ours, theirs, truth) -> None:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles and chunks so small that a small problem has several of each, the last ones ragged."""
     monkeypatch.setattr(_chunks, "TILE_BYTES", 4 * 300 * 8)
+    monkeypatch.setattr(_chunks, "CHUNK_BYTES", 4 * 300 * 8)
     monkeypatch.setattr(_chunks, "WIDE_BYTES", 4 * 40 * 16)
     monkeypatch.setattr(_chunks, "LEAST_ROWS", 8)
     monkeypatch.setattr(_chunks, "CACHED_COLUMNS", 70)
@@ -246,6 +247,20 @@ def test_the_default_strategy_is_by_size() -> None:
 
     assert chosen(torch.float32, 32000) == "forward" and chosen(torch.float32, 32000, "none") == "recompute"
     assert chosen(torch.bfloat16, 4096) == "forward" and chosen(torch.bfloat16, 32000) == "recompute"
+    assert chosen(torch.float16, 4096) == "recompute"
+
+
+def test_a_loss_scale_saves_small_float16_gradients() -> None:
+    """The default sees the scale before it rounds; gradients made in forward are lost, as its docstring says."""
+    x, weight = torch.randn(256, 16).half(), (torch.randn(500, 16) * 1e-3).half()
+    target, scale = torch.randint(500, (256,)), 2.0**16
+    truth = run(eager, [x, weight], target, torch.ones(()), torch.float64)[1]
+    errors = {}
+    for strategy in (None, "forward"):
+        grad = run(F.linear_cross_entropy, [x, weight], target, torch.tensor(scale), strategy=strategy)[1]
+        errors[strategy] = ((grad.double() / scale - truth).norm() / truth.norm()).item()
+    assert errors[None] < 2**-11  # one rounding
+    assert errors["forward"] > 2**-8
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
