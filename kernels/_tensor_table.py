@@ -75,18 +75,16 @@ def _upload(values: Entry, device: torch.device) -> torch.Tensor:
         _captured.append(pinned)
         return torch.empty(len(values), dtype=torch.int64, device=device).copy_(pinned, non_blocking=True)
     key = (device, torch.cuda.current_stream(device).cuda_stream, values)
-    found = _tables.get(key)
+    room = _arenas.get(device)
+    if room is None or room.numel() < 4 * len(values):
+        _arenas[device] = torch.empty(max(ARENA, 8 * len(values)), dtype=torch.int64, pin_memory=True)
+    found = _tables.pop(key, None)
     if found is None:
-        room = _arenas.get(device)
-        if room is None or room.numel() < 4 * len(values):
-            _arenas[device] = torch.empty(max(ARENA, 8 * len(values)), dtype=torch.int64, pin_memory=True)
         # PyTorch's allocator keeps the pinned copy until the transfer is over.
         found = torch.tensor(values, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
-        _tables[key] = found
-        if len(_tables) > KEPT:
-            _tables.popitem(last=False)
-    else:
-        _tables.move_to_end(key)
+    _tables[key] = found  # the last to be given up
+    while len(_tables) > KEPT:
+        _tables.popitem(last=False)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from pykernels import _library
 from tests.optimizer_lists import RULES, Call, assert_equal, reference
 
 pytest.importorskip("triton")
+from pykernels.kernels import _tensor_table as tables
 from pykernels.kernels import optimizer_update, tensor_norms
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_optimizer_gpu.py runs them there")
@@ -163,6 +165,46 @@ def test_squared_norms_and_scaling() -> None:
     with_nan = [t.clone() for t in ours]
     tensor_norms.scale_tensors_(ours, torch.ones(()))
     assert_equal(ours, with_nan)
+
+
+class Device:
+    """What the table asks of a GPU: copies that are copies, and a stream that may be capturing."""
+
+    type = "cuda"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capturing, self.copies, empty = False, 0, torch.empty
+        monkeypatch.setattr(tables, "_tables", type(tables._tables)())
+        monkeypatch.setattr(tables, "_arenas", {})
+        monkeypatch.setattr(tables, "_captured", [])
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=5))
+        monkeypatch.setattr(torch, "empty", lambda *size, dtype, **where: empty(*size, dtype=dtype))
+        monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+        monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *where, **how: self.copy(tensor, *where, **how))
+
+    def copy(self, tensor: torch.Tensor, device: Device, non_blocking: bool) -> torch.Tensor:
+        assert device is self and non_blocking
+        self.copies += 1
+        return tensor.clone()
+
+
+def test_an_unchanged_table_costs_no_copy_and_a_captured_one_is_never_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    device.capturing = True
+    with pytest.raises(RuntimeError, match="make the same call once before"):
+        tables._upload((1, 2), device)
+    device.capturing = False
+    first = tables._upload((1, 2), device)
+    assert tables._upload((1, 2), device) is first and device.copies == 1 and first.tolist() == [1, 2]
+    for i in range(tables.KEPT):
+        tables._upload((i, 3), device)
+    assert len(tables._tables) == tables.KEPT
+    assert tables._upload((1, 2), device) is not first and device.copies == tables.KEPT + 2
+    device.capturing = True
+    captured = [tables._upload((1, i), device) for i in range(3)]
+    assert device.copies == tables.KEPT + 2  # nothing of what may be given up later
+    assert [t.tolist() for t in captured] == [t.tolist() for t in tables._captured] == [[1, 0], [1, 1], [1, 2]]
 
 
 def test_nothing_to_do_and_what_is_refused() -> None:

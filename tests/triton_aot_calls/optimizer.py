@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from pykernels.kernels.optimizer_update import optimizer_norms, optimizer_update_
+from pykernels.kernels._optimizer_kernel import prepare_step
+from pykernels.kernels.optimizer_update import PREPARED, optimizer_norms, optimizer_update_
 from pykernels.kernels.tensor_norms import scale_tensors_, squared_norms
 
 ADAM, LAMB, LION, SGD, ADAGRAD, RMSPROP = range(6)
@@ -69,6 +70,16 @@ def calls() -> Iterator[tuple]:
     )
     yield "adamw blocks of 100", hopper, None, lambda: step(*adamw, F32, F32, "codes", NEAREST, block=100)
     yield "adamw float64", hopper, None, lambda: step(*adamw, torch.float64, torch.float64, torch.float64, NEAREST)
+    one = torch.ones(4)
+    yield (
+        "rate and steps of the host",
+        hopper,
+        None,
+        lambda: prepare_step[(1,)](
+            torch.ones(64, dtype=torch.int64), one.double(), one, None, 1e-3, None, None, 1,
+            ALGORITHM=ADAM, FLAGS=DECOUPLED, UPDATE=True, BLOCK=PREPARED, num_warps=4, enable_fp_fusion=False,
+        ),
+    )  # fmt: skip
     yield "norms codes", every, None, lambda: norms("codes", BF16, SPLIT_MASTER)
     yield "norms float32", hopper, None, lambda: norms(F32, F32, NEAREST)
     many = [torch.empty(64, 1024), torch.empty(77, dtype=BF16)]
