@@ -1,7 +1,7 @@
 """Starts ranks and runs checks in them: one start of the interpreter and of torch serves many checks.
 
-A check is a function of a `Rank`. What it raises is recorded under its name; a check after one that failed does not run,
-since its ranks would no longer be in step. What it returns, the first rank writes to `<check>.pt` for the parent.
+A check is a function of a `Rank`. What it raises is recorded under its name; a check after one that failed does not
+run, since its ranks would no longer be in step. What it returns, the first rank writes to `<check>.pt` for the parent.
 """
 
 from __future__ import annotations
