@@ -6,7 +6,7 @@
 
 namespace pykernels {
 
-enum class DType : int { f32 = 0, f16 = 1, bf16 = 2, i8 = 3, i32 = 4 };
+enum class DType : int { f32 = 0, f16 = 1, bf16 = 2, i8 = 3, i32 = 4, f64 = 5 };
 
 // The numbers are part of the operator schemas (pykernels/ops/_enums.py holds the names).
 enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };

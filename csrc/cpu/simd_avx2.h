@@ -57,12 +57,15 @@ struct Avx2 {
     const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
   }
+  static F negate(F v) { return _mm256_xor_ps(v, set1(-0.0f)); }
   static F abs(F v) { return _mm256_andnot_ps(set1(-0.0f), v); }
   static F copy_sign(F magnitude, F sign) { return _mm256_or_ps(abs(magnitude), _mm256_and_ps(sign, set1(-0.0f))); }
   // a < b ? yes : no; false for NaN.
   static F if_less(F a, F b, F yes, F no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return _mm256_blendv_ps(v, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
+  // v where it is a number, other where it is NaN.
+  static F number_or(F v, F other) { return _mm256_blendv_ps(v, other, _mm256_cmp_ps(v, v, _CMP_UNORD_Q)); }
   // The two elements of every pair in each other's place.
   static F swap_pairs(F v) { return _mm256_permute_ps(v, 0xb1); }
   // 2^n, -126 <= n <= 127.
@@ -120,10 +123,30 @@ struct Avx2 {
   static I set1(int32_t value) { return _mm256_set1_epi32(value); }
   static I load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }
   static I load(const int8_t* p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+  static I load(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+  static I load(const int16_t* p) {
+    return _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static I load(const uint16_t* p) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static void store(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<I*>(p), v); }
   static I add(I a, I b) { return _mm256_add_epi32(a, b); }
   static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
   static I min(I a, I b) { return _mm256_min_epi32(a, b); }
+  static I mul(I a, I b) { return _mm256_mullo_epi32(a, b); }
+  static I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
+  template <int n>
+  static I shift_left(I v) {
+    return _mm256_slli_epi32(v, n);
+  }
+  // Zeros come in from the left.
+  template <int n>
+  static I shift_right(I v) {
+    return _mm256_srli_epi32(v, n);
+  }
+  static I bits(F v) { return _mm256_castps_si256(v); }
+  static F from_bits(I v) { return _mm256_castsi256_ps(v); }
   static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
 
   static I zero() { return _mm256_setzero_si256(); }
@@ -137,6 +160,9 @@ struct Avx2 {
   }
   static I round(F v) { return _mm256_cvtps_epi32(v); }
   static I floor(F v) { return _mm256_cvtps_epi32(_mm256_floor_ps(v)); }
+
+  // Towards 0.
+  static I truncate(F v) { return _mm256_cvttps_epi32(v); }
 
   // v holds values of int8; they are narrowed as they are stored.
   static __m128i narrow(I v) {
@@ -157,6 +183,20 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<I*>(p), _mm256_permutevar8x32_epi32(packed, order));
   }
 
+  static void store_u8(uint8_t* p, I v) {
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
+  static void store_u8(uint8_t* p, const I (&v)[4]) {
+    const I packed = _mm256_packus_epi16(_mm256_packus_epi32(v[0], v[1]), _mm256_packus_epi32(v[2], v[3]));
+    const I order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<I*>(p), _mm256_permutevar8x32_epi32(packed, order));
+  }
+  static void store_u16(uint16_t* p, I v) {
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+  }
+
   static void stream_line(int8_t* p, const int8_t* from) {
     for (int b = 0; b < 64; b += 32)
       _mm256_stream_si256(reinterpret_cast<I*>(p + b), _mm256_load_si256(reinterpret_cast<const I*>(from + b)));
@@ -174,7 +214,7 @@ struct Avx2 {
 
   // As in simd_avx512.h, for 8 counters: two chains of 4, whose latencies hide each other's.
   static constexpr int kUniforms = 32;
-  static void uniforms(uint64_t counter, PhiloxKey key, float* out) {
+  static void random_words(uint64_t counter, PhiloxKey key, I (&out)[kUniforms / kWidth]) {
     I c0[2], c1[2], c2[2], c3[2];
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
@@ -182,7 +222,7 @@ struct Avx2 {
           _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(counter + 4 * j)), _mm256_set_epi64x(3, 1, 2, 0));
       c1[j] = _mm256_srli_epi64(c0[j], 32);
       c2[j] = _mm256_set1_epi64x(key.stream);
-      c3[j] = zero();
+      c3[j] = _mm256_set1_epi64x(key.step);
     }
     uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
 #pragma GCC unroll 10
@@ -201,12 +241,16 @@ struct Avx2 {
     for (int j = 0; j < 2; ++j) {
       const I lo = _mm256_blend_epi32(c0[j], _mm256_slli_epi64(c1[j], 32), 0xaa);
       const I hi = _mm256_blend_epi32(c2[j], _mm256_slli_epi64(c3[j], 32), 0xaa);
-      store_uniform(out + 16 * j, _mm256_unpacklo_epi64(lo, hi));
-      store_uniform(out + 16 * j + 8, _mm256_unpackhi_epi64(lo, hi));
+      out[2 * j] = _mm256_unpacklo_epi64(lo, hi);
+      out[2 * j + 1] = _mm256_unpackhi_epi64(lo, hi);
     }
   }
-  static void store_uniform(float* out, I r) {
-    _mm256_storeu_ps(out, mul(_mm256_cvtepi32_ps(_mm256_srli_epi32(r, 8)), set1(kUniformStep)));
+  static void uniforms(uint64_t counter, PhiloxKey key, float* out) {
+    I words[kUniforms / kWidth];
+    random_words(counter, key, words);
+#pragma GCC unroll 4
+    for (int j = 0; j < kUniforms / kWidth; ++j)
+      store(out + j * kWidth, mul(to_float(shift_right<8>(words[j])), set1(kUniformStep)));
   }
 };
 

@@ -51,6 +51,7 @@ struct Avx512 {
   static float reduce_min(F v) { return _mm512_reduce_min_ps(v); }
   static float reduce_max(F v) { return _mm512_reduce_max_ps(v); }
   static float reduce_add(F v) { return _mm512_reduce_add_ps(v); }
+  static F negate(F v) { return _mm512_xor_ps(v, set1(-0.0f)); }
   static F abs(F v) { return _mm512_andnot_ps(set1(-0.0f), v); }
   static F copy_sign(F magnitude, F sign) { return _mm512_or_ps(abs(magnitude), _mm512_and_ps(sign, set1(-0.0f))); }
   // a < b ? yes : no; false for NaN.
@@ -59,6 +60,8 @@ struct Avx512 {
   }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), v, x); }
+  // v where it is a number, other where it is NaN.
+  static F number_or(F v, F other) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v, other); }
   // The two elements of every pair in each other's place.
   static F swap_pairs(F v) { return _mm512_permute_ps(v, 0xb1); }
   // 2^n, -126 <= n <= 127.
@@ -112,10 +115,30 @@ struct Avx512 {
   static I load_tail(const int32_t* p, int n) { return _mm512_maskz_loadu_epi32(tail(n), p); }
   static I load(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
   static I load_tail(const int8_t* p, int n) { return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(tail(n), p)); }
+  static I load(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static I load(const int16_t* p) {
+    return _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static I load(const uint16_t* p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
   static void store(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }
   static I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
   static I min(I a, I b) { return _mm512_min_epi32(a, b); }
+  static I mul(I a, I b) { return _mm512_mullo_epi32(a, b); }
+  static I bit_and(I a, I b) { return _mm512_and_si512(a, b); }
+  template <int n>
+  static I shift_left(I v) {
+    return _mm512_slli_epi32(v, n);
+  }
+  // Zeros come in from the left.
+  template <int n>
+  static I shift_right(I v) {
+    return _mm512_srli_epi32(v, n);
+  }
+  static I bits(F v) { return _mm512_castps_si512(v); }
+  static F from_bits(I v) { return _mm512_castsi512_ps(v); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
 
   static I zero() { return _mm512_setzero_si512(); }
@@ -124,6 +147,9 @@ struct Avx512 {
   static uint32_t reduce_max(I v) { return static_cast<uint32_t>(_mm512_reduce_max_epi32(v)); }
   static I round(F v) { return _mm512_cvtps_epi32(v); }
   static I floor(F v) { return _mm512_cvt_roundps_epi32(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+
+  // Towards 0.
+  static I truncate(F v) { return _mm512_cvttps_epi32(v); }
 
   // v holds values of int8; they are narrowed as they are stored.
   static void store_i8(int8_t* p, I v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
@@ -134,6 +160,17 @@ struct Avx512 {
     const I packed = _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
     const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, packed));
+  }
+
+  // As store_i8, for values of uint8 and uint16.
+  static void store_u8(uint8_t* p, I v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
+  static void store_u8(uint8_t* p, const I (&v)[4]) {
+    const I packed = _mm512_packus_epi16(_mm512_packus_epi32(v[0], v[1]), _mm512_packus_epi32(v[2], v[3]));
+    const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, packed));
+  }
+  static void store_u16(uint16_t* p, I v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v));
   }
 
   // 64 aligned bytes past the caches; fence() orders such stores before what follows.
@@ -149,13 +186,13 @@ struct Avx512 {
     return reduce_max(_mm512_max_epu32(_mm512_and_si512(v, _mm512_set1_epi32(0xffff)), _mm512_srli_epi32(v, 16)));
   }
 
-  // The uniform numbers of 8 counters, in the order of their elements. Counters sit in 64-bit lanes in the order that
+  // The words of 8 counters, in order. Counters sit in 64-bit lanes in the order that
   // makes the two final unpacks land sorted; the upper half of a lane is ignored by the widening product.
   static constexpr int kUniforms = 32;
-  static void uniforms(uint64_t counter, PhiloxKey key, float* out) {
+  static void random_words(uint64_t counter, PhiloxKey key, I (&out)[kUniforms / kWidth]) {
     const I c =
         _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(counter)), _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0));
-    I c0 = c, c1 = _mm512_srli_epi64(c, 32), c2 = _mm512_set1_epi64(key.stream), c3 = zero();
+    I c0 = c, c1 = _mm512_srli_epi64(c, 32), c2 = _mm512_set1_epi64(key.stream), c3 = _mm512_set1_epi64(key.step);
     uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
 #pragma GCC unroll 10
     for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1) {
@@ -168,11 +205,15 @@ struct Avx512 {
     }
     const I lo = _mm512_mask_blend_epi32(0xaaaa, c0, _mm512_slli_epi64(c1, 32));
     const I hi = _mm512_mask_blend_epi32(0xaaaa, c2, _mm512_slli_epi64(c3, 32));
-    store_uniform(out, _mm512_unpacklo_epi64(lo, hi));
-    store_uniform(out + 16, _mm512_unpackhi_epi64(lo, hi));
+    out[0] = _mm512_unpacklo_epi64(lo, hi);
+    out[1] = _mm512_unpackhi_epi64(lo, hi);
   }
-  static void store_uniform(float* out, I r) {
-    _mm512_storeu_ps(out, mul(_mm512_cvtepi32_ps(_mm512_srli_epi32(r, 8)), set1(kUniformStep)));
+  static void uniforms(uint64_t counter, PhiloxKey key, float* out) {
+    I words[kUniforms / kWidth];
+    random_words(counter, key, words);
+#pragma GCC unroll 2
+    for (int j = 0; j < kUniforms / kWidth; ++j)
+      store(out + j * kWidth, mul(to_float(shift_right<8>(words[j])), set1(kUniformStep)));
   }
 };
 

@@ -14,6 +14,7 @@ namespace {
 struct Portable {
   typedef float F __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
+  typedef uint32_t U __attribute__((vector_size(16)));
   typedef int16_t H __attribute__((vector_size(16)));
   static constexpr int kWidth = 4;
 
@@ -57,6 +58,7 @@ struct Portable {
   static float reduce_min(F v) { return std::min(std::min(v[0], v[1]), std::min(v[2], v[3])); }
   static float reduce_max(F v) { return std::max(std::max(v[0], v[1]), std::max(v[2], v[3])); }
   static float reduce_add(F v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+  static F negate(F v) { return -v; }
   static F abs(F v) { return reinterpret_cast<F>(reinterpret_cast<I>(v) & 0x7fffffff); }
   static F copy_sign(F magnitude, F sign) {
     return reinterpret_cast<F>(abs_bits(magnitude) | (reinterpret_cast<I>(sign) & static_cast<int32_t>(0x80000000)));
@@ -65,6 +67,8 @@ struct Portable {
   static F if_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return x == x ? v : x; }
+  // v where it is a number, other where it is NaN.
+  static F number_or(F v, F other) { return v == v ? v : other; }
   // The two elements of every pair in each other's place.
   static F swap_pairs(F v) { return F{v[1], v[0], v[3], v[2]}; }
   // 2^n, -126 <= n <= 127.
@@ -97,10 +101,26 @@ struct Portable {
   static I set1(int32_t value) { return I{value, value, value, value}; }
   static I load(const int32_t* p) { return I{p[0], p[1], p[2], p[3]}; }
   static I load(const int8_t* p) { return I{p[0], p[1], p[2], p[3]}; }
+  static I load(const uint8_t* p) { return I{p[0], p[1], p[2], p[3]}; }
+  static I load(const int16_t* p) { return I{p[0], p[1], p[2], p[3]}; }
+  static I load(const uint16_t* p) { return I{p[0], p[1], p[2], p[3]}; }
   static void store(int32_t* p, I v) { std::memcpy(p, &v, sizeof(v)); }
   static I add(I a, I b) { return a + b; }
   static I sub(I a, I b) { return a - b; }
   static I min(I a, I b) { return a < b ? a : b; }
+  static I mul(I a, I b) { return reinterpret_cast<I>(reinterpret_cast<U>(a) * reinterpret_cast<U>(b)); }
+  static I bit_and(I a, I b) { return a & b; }
+  template <int n>
+  static I shift_left(I v) {
+    return v << n;
+  }
+  // Zeros come in from the left.
+  template <int n>
+  static I shift_right(I v) {
+    return reinterpret_cast<I>(reinterpret_cast<U>(v) >> n);
+  }
+  static I bits(F v) { return reinterpret_cast<I>(v); }
+  static F from_bits(I v) { return reinterpret_cast<F>(v); }
   static F to_float(I v) { return __builtin_convertvector(v, F); }
 
   static I zero() { return I{}; }
@@ -116,6 +136,9 @@ struct Portable {
     return round(v) + (nearest > v);  // a true comparison is -1
   }
 
+  // Towards 0.
+  static I truncate(F v) { return __builtin_convertvector(v, I); }
+
   // v holds values of int8; they are narrowed as they are stored.
   static void store_i8(int8_t* p, I v) {
     for (int j = 0; j < kWidth; ++j) p[j] = static_cast<int8_t>(v[j]);
@@ -126,6 +149,16 @@ struct Portable {
 
   static void store_i8(int8_t* p, const I (&v)[4]) {
     for (int j = 0; j < 4; ++j) store_i8(p + j * kWidth, v[j]);
+  }
+
+  static void store_u8(uint8_t* p, I v) {
+    for (int j = 0; j < kWidth; ++j) p[j] = static_cast<uint8_t>(v[j]);
+  }
+  static void store_u8(uint8_t* p, const I (&v)[4]) {
+    for (int j = 0; j < 4; ++j) store_u8(p + j * kWidth, v[j]);
+  }
+  static void store_u16(uint16_t* p, I v) {
+    for (int j = 0; j < kWidth; ++j) p[j] = static_cast<uint16_t>(v[j]);
   }
 
   static void stream_line(int8_t* p, const int8_t* from) { std::memcpy(p, from, 64); }
@@ -145,10 +178,15 @@ struct Portable {
   }
 
   static constexpr int kUniforms = 4;
-  static void uniforms(uint64_t counter, PhiloxKey key, float* out) {
+  static void random_words(uint64_t counter, PhiloxKey key, I (&out)[kUniforms / kWidth]) {
     uint32_t word[4];
     philox4x32(counter, key, word);
-    for (int j = 0; j < 4; ++j) out[j] = static_cast<float>(word[j] >> 8) * kUniformStep;
+    std::memcpy(out, word, sizeof(word));
+  }
+  static void uniforms(uint64_t counter, PhiloxKey key, float* out) {
+    I word[1];
+    random_words(counter, key, word);
+    store(out, mul(to_float(shift_right<8>(word[0])), set1(kUniformStep)));
   }
 };
 

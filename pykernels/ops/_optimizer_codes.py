@@ -7,7 +7,7 @@ optimizer, and the global index is that of the unsharded tensor, so that a shard
 import torch
 from torch import Tensor
 
-from ._numerics import _MASK, ieee_div, philox
+from ._numerics import _MASK, ieee_div, ieee_sqrt, philox
 
 SIGNED_MAX = 127
 UNSIGNED_MAX = 255
@@ -101,7 +101,7 @@ def encode(value: Tensor, like: Tensor, bits: Tensor, block_size: int) -> tuple[
     """
     signed = like.dtype == torch.int8
     rows = as_rows(value)
-    root = rows.abs() if signed else rows.sqrt()
+    root = rows.abs() if signed else ieee_sqrt(rows)
     scale = _block_max(root, block_size)
     top = float(SIGNED_MAX**2 if signed else UNSIGNED_MAX)
     usable = torch.isfinite(scale) & (scale >= TINY)
@@ -110,7 +110,7 @@ def encode(value: Tensor, like: Tensor, bits: Tensor, block_size: int) -> tuple[
     each = _per_element(inverse, rows.shape[1], block_size)
     exact = torch.where(each == 0, torch.zeros_like(root), root * each)
     if signed:
-        exact = exact.sqrt()
+        exact = ieee_sqrt(exact)
     dither = (as_rows(bits) >> 8).float() * 2.0**-24
     codes = (exact + dither).floor().clamp(max=float(SIGNED_MAX if signed else UNSIGNED_MAX))
     if signed:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _optimizer_codes as codes
+from ._numerics import ieee_sqrt
 
 ALGORITHMS = {"adam": 0, "lamb": 1, "lion": 2, "sgd": 3, "adagrad": 4, "rmsprop": 5}
 ADAM, LAMB, LION, SGD, ADAGRAD, RMSPROP = ALGORITHMS.values()
@@ -74,7 +75,7 @@ def advance(rule: Rule, p: Tensor, g: Tensor, states: list[Tensor], step: int) -
         return (g + buffer * b1 if flags & NESTEROV else buffer), [buffer]
     if rule.algorithm == ADAGRAD:
         total = states[0] + g * g
-        return g / (total.sqrt() + eps), [total]
+        return g / (ieee_sqrt(total) + eps), [total]
     return _rmsprop(rule, g, states)
 
 
@@ -87,7 +88,7 @@ def _adam(rule: Rule, p: Tensor, g: Tensor, states: list[Tensor], step: int) -> 
     if rule.flags & AMSGRAD:
         v = torch.maximum(states[2], v)
         new.append(v)
-    root = v.sqrt() * (1.0 / math.sqrt(1.0 - b2**step) if corrected else 1.0)
+    root = ieee_sqrt(v) * (1.0 / math.sqrt(1.0 - b2**step) if corrected else 1.0)
     u = m / (root + rule.eps)
     if rule.algorithm == LAMB:
         u = u * (1.0 / (1.0 - b1**step) if corrected else 1.0) + p * rule.weight_decay
@@ -105,7 +106,7 @@ def _rmsprop(rule: Rule, g: Tensor, states: list[Tensor]) -> tuple[Tensor, list[
         centered = [mean]
     else:
         centered = []
-    u = g / (square.sqrt() + rule.eps)
+    u = g / (ieee_sqrt(square) + rule.eps)
     if rule.flags & MOMENTUM:
         u = states[1] * rule.beta1 + u
         new.append(u)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,11 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def load(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
     """What `FusedOptimizer.load_state_dict` says."""
+    prepare(optimizer, state_dict)()
+
+
+def prepare(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> Callable[[], None]:
+    """Checks everything and changes nothing; what it returns loads."""
     state_dict = state_dict.copy()
     for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         state_dict = pre_hook(optimizer, state_dict) or state_dict
@@ -39,16 +45,20 @@ def load(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
     for saved, param, group, name in placed:
         if saved in saved_state:
             checked[saved] = _check(optimizer, name, group, param, saved_state[saved])
-    state: defaultdict[Any, Any] = defaultdict(dict)
-    for saved, param, group, _ in placed:
-        if saved in saved_state:
-            # Popped, so that the old state of each parameter is freed before the next one's copy is taken.
-            old = optimizer.state.pop(param, {})
-            state[param] = _adopt(optimizer.slots(group), group, param, checked[saved], old)
-    state.update({key: value for key, value in saved_state.items() if key not in known})
-    optimizer.__setstate__({"state": state, "param_groups": groups})
-    for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
-        post_hook(optimizer)
+
+    def commit() -> None:
+        state: defaultdict[Any, Any] = defaultdict(dict)
+        for saved, param, group, _ in placed:
+            if saved in checked:
+                # Popped, so that the old state of each parameter is freed before the next one's copy is taken.
+                old = optimizer.state.pop(param, {})
+                state[param] = _adopt(optimizer.slots(group), group, param, checked[saved], old)
+        state.update({key: value for key, value in saved_state.items() if key not in known})
+        optimizer.__setstate__({"state": state, "param_groups": groups})
+        for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+            post_hook(optimizer)
+
+    return commit
 
 
 def _merge(optimizer: FusedOptimizer, saved_groups: list[Group], ids: list[list[Any]]) -> list[Group]:

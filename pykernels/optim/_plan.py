@@ -82,6 +82,7 @@ class Bucket:
         self.direct = not self.copied and all(map(is_, self.params, self.locals))
         if not (self.rounding == rules.STOCHASTIC or self.quantised or self.group["state_bits"] == 16):
             self.place = []
+        self._strides = [p.stride() for p in self.locals]
         self._dtypes = [self.dtype] * len(self.params)
         self._grad_dtypes = [self.grad_dtype] * len(self.params)
 
@@ -101,10 +102,10 @@ class Bucket:
             if not all(map(_is_contiguous, parts)):
                 return None
             return grads if all(map(_is_contiguous, grads)) else [g.contiguous() for g in grads]
+        if [p.stride() for p in parts] != self._strides:
+            return None
         for part, view in zip(parts, self.params, strict=True):
-            if part is not view and (
-                part.data_ptr() != view.data_ptr() or part.is_contiguous() != view.is_contiguous()
-            ):
+            if part is not view and part.data_ptr() != view.data_ptr():
                 return None
         return [in_order(g, order).view(p.shape) for g, order, p in zip(grads, self.orders, self.params, strict=True)]
 

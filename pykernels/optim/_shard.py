@@ -106,3 +106,14 @@ def place(param: Tensor) -> tuple[int, int, int] | None:
     start = sum(o * s for o, s in zip(offset, stride, strict=True))
     leading = max(1, last)
     return leading, start, prod(param.shape[leading:])
+
+
+def without_partial(tensor: Tensor) -> Tensor:
+    """A DTensor with the sums that are still to be made over ranks made."""
+    if not is_dtensor(tensor) or not any(p.is_partial() for p in tensor.placements):  # type: ignore[attr-defined]
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    return tensor.redistribute(  # type: ignore[attr-defined,no-any-return]
+        placements=[Replicate() if p.is_partial() else p for p in tensor.placements]  # type: ignore[attr-defined]
+    )

@@ -111,8 +111,3 @@ def new_state(group: Group, named: dict[str, str], param: Tensor) -> dict[str, T
                 value.fill_(255 if eight else start)
         state[key] = _shard.wrap(value, param, shape)
     return state
-
-
-def tensor_bytes(dtype: torch.dtype, shape: list[int]) -> int:
-    """Bytes of a tensor."""
-    return dtype.itemsize * math.prod(shape)

@@ -1,0 +1,25 @@
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "optimizer_kernels.h"
+#include "float_types.h"
+#include "philox.h"
+
+// As in quantize_avx2.cpp: no header of others below this line.
+#pragma GCC target("avx2,fma,f16c")
+#include "optimizer_table.h"
+#include "simd_avx2.h"
+
+namespace pykernels::cpu {
+
+const OptimizerKernels kOptimizerAvx2 = optimizer_kernels<Avx2>();
+
+}  // namespace pykernels::cpu
+#endif

@@ -1,0 +1,16 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "simd_portable.h"
+// The struct comes first: its functions are found by name in the templates.
+#include "optimizer_table.h"
+
+namespace pykernels::cpu {
+
+const OptimizerKernels kOptimizerPortable = optimizer_kernels<Portable>();
+
+}  // namespace pykernels::cpu

@@ -1,0 +1,101 @@
+"""LAMB (You et al., "Large Batch Optimization for Deep Learning", ICLR 2020), also with 8-bit state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from ..ops import _optimizer_reference as rules
+from . import _shard
+from ._base import FusedOptimizer
+from ._plan import Numbers, Plan
+from ._state import Group, StateOptions
+
+
+class LAMB(FusedOptimizer):
+    """Adam's direction plus decoupled weight decay, scaled for each tensor to the norm of the tensor.
+
+        u = m_hat / (sqrt(v_hat) + eps) + weight_decay p;  p -= lr |p| / |u| u  (the ratio is 1 where a norm is 0)
+
+    The norms are those of whole tensors: of a DTensor's shards over all ranks, with one all-reduce for each bucket.
+    Arguments as torch.optim.AdamW's, and
+    bias_correction: m_hat and v_hat are divided by 1 - beta^step, as the paper has it.
+    adapt: False turns the ratio off, for a group of biases and norms as is usual.
+    max_grad_norm: the global norm of all gradients is clipped to this first (None or 0: off), as apex's FusedLAMB does;
+    `.grad` itself stays as it is. Nothing is read back to the host.
+    """
+
+    algorithm = rules.LAMB
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        bias_correction: bool = True,
+        adapt: bool = True,
+        max_grad_norm: float | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        **options: Unpack[StateOptions],
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "bias_correction": bias_correction,
+            "adapt": adapt,
+            "max_grad_norm": max_grad_norm or 0.0,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults, options)
+
+    def flags(self, group: Group) -> int:
+        """As the base class says."""
+        corrected = 0 if group["bias_correction"] else rules.UNCORRECTED
+        return super().flags(group) | corrected | (rules.AMSGRAD if group["amsgrad"] else 0)
+
+    def numbers(self, group: Group) -> Numbers:
+        """As the base class says."""
+        beta1, beta2 = group["betas"]
+        return float(beta1), float(beta2), group["eps"], group["weight_decay"]
+
+    def _gradient_divisor(self, plan: Plan, grads: list[list[Tensor]], scale: Tensor | None) -> Tensor | None:
+        limit = self.param_groups[0]["max_grad_norm"]
+        if not limit > 0.0:
+            return scale
+        device = plan.buckets[0].device
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for bucket, part in zip(plan.buckets, grads, strict=True):
+            total += _shard.all_reduce(torch.ops.pykernels.squared_norms(part).sum(), bucket.sharded).to(
+                device, non_blocking=True
+            )
+        norm = total.sqrt()
+        if scale is None:
+            return (norm / limit).clamp(min=1.0).float()
+        scale = scale.to(device, torch.float64, non_blocking=True)
+        return torch.maximum(scale, norm / limit).float()
+
+
+class LAMB8bit(LAMB):
+    """LAMB with state_bits=8."""
+
+    def __init__(self, params: ParamsT, *args: Any, **kwargs: Any) -> None:
+        super().__init__(params, *args, state_bits=8, **kwargs)
