@@ -28,7 +28,9 @@ CASES = [
     for given in info.optim_inputs_func(device="cpu")
 ]
 CASES += [
-    pytest.param(optim.Adam, torch.optim.Adam, {"weight_decay": 0.1, "decoupled_weight_decay": True}, id="Adam-decoupled"),
+    pytest.param(
+        optim.Adam, torch.optim.Adam, {"weight_decay": 0.1, "decoupled_weight_decay": True}, id="Adam-decoupled"
+    ),
     pytest.param(optim.AdamW, torch.optim.AdamW, {"betas": (0.8, 0.95), "eps": 1e-3}, id="AdamW-betas"),
     pytest.param(optim.RMSprop, torch.optim.RMSprop, {"centered": True, "momentum": 0.9}, id="RMSprop-centered"),
 ]
@@ -49,4 +51,10 @@ def test_parity(ours: type, theirs: type, kwargs: dict) -> None:
         if not t.numel():
             continue
         scale = EPS * t.abs().max().item()
-        print("PAR", ours.__name__, (g - w).abs().max().item() / scale, (g - t).abs().max().item() / scale, (w - t).abs().max().item() / scale)
+        print(
+            "PAR",
+            ours.__name__,
+            (g - w).abs().max().item() / scale,
+            (g - t).abs().max().item() / scale,
+            (w - t).abs().max().item() / scale,
+        )
