@@ -24,12 +24,17 @@ TORCH: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
 # 8-bit blocks of 8 leave the last one of 17 columns short.
 EIGHT: dict[str, Any] = {"state_bits": 8, "block_size": 8, "min_8bit_size": 100, "seed": 5}
 BF16, FP32 = torch.bfloat16, torch.float32
-# name: (class, parameters' dtype, arguments); all of them update an element from itself and its block alone.
+# name: (class, parameters' dtype, arguments); all but LAMB update an element from itself and its block alone.
 OURS: dict[str, tuple[Any, torch.dtype, dict[str, Any]]] = {
     "adamw": (optim.AdamW, FP32, {"amsgrad": True}),
     "adamw8bit": (optim.AdamW, FP32, EIGHT),
     "adamw8bit stochastic": (optim.AdamW, BF16, {**EIGHT, "rounding": "stochastic"}),
     "adamw16bit kahan": (optim.AdamW, BF16, {"state_bits": 16, "rounding": "kahan"}),
+    "lion8bit": (optim.Lion, FP32, EIGHT),
+    "sgd kahan": (optim.SGD, BF16, {"momentum": 0.9, "nesterov": True, "rounding": "kahan"}),
+    "rmsprop8bit": (optim.RMSprop, FP32, {**EIGHT, "momentum": 0.5, "centered": True}),
+    "adagrad16bit": (optim.Adagrad, FP32, {"state_bits": 16}),
+    "lamb": (optim.LAMB, FP32, {"weight_decay": 0.1}),
     "adam split_master": (optim.Adam, BF16, {"rounding": "split_master"}),
 }
 
@@ -37,6 +42,13 @@ OURS: dict[str, tuple[Any, torch.dtype, dict[str, Any]]] = {
 def steps_of(name: str) -> int:
     """20 for the optimizer that all stages are compared with, fewer for those that differ from it in their state."""
     return STEPS if name == "adamw" else FEW
+
+
+def stages_of(name: str) -> tuple[int, ...]:
+    """All of them, or one of the two kinds in turn: 2 and 3 shard alike."""
+    if name in ("adamw", "lamb"):
+        return 1, 2, 3
+    return ((1, 3)[list(OURS).index(name) % 2],)
 
 
 def torch_adamw(rank: Rank) -> dict[int, Any]:
@@ -63,7 +75,7 @@ def ours(rank: Rank) -> dict[str, Any]:
     """Every kind of state and rounding."""
     trained: dict[str, Any] = {}
     for name, (cls, dtype, arguments) in OURS.items():
-        for stage in (1, 2, 3) if name == "adamw" else (1, 3):
+        for stage in stages_of(name):
             model, optimizer = zero(Exact(dtype), cls, stage, lr=0.01, **arguments)
             train_exact(model, optimizer, range(steps_of(name)), rank.rank, rank.world)
             trained[f"{name}, stage {stage}"] = values(model), state_of(model, optimizer)
@@ -134,6 +146,12 @@ def clipping(rank: Rank) -> dict[str, Any]:
 
             train_exact(model, optimizer, range(1), rank.rank, rank.world, before_step)
             norms[f"{which}, stage {stage}"] = seen
+    # What is offloaded was fetched before it was clipped.
+    model, optimizer = zero(Exact(), optim.SGD, 1, offload="optimizer", lr=1.0)
+    train_exact(
+        model, optimizer, range(1), rank.rank, rank.world, lambda: optim.clip_grad_norm_(model.parameters(), 1.0)
+    )
+    norms["offloaded"] = values(model)
     return norms
 
 

@@ -15,7 +15,7 @@ STAGES = [
     "network",
     "ours",
     "placements",
-    # clipping
+    "clipping",
     "accumulation",
     "missing_gradients",
     "schedules_and_groups",
