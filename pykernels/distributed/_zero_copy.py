@@ -28,9 +28,9 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_cuda or tensor.numel() == 0:
         return tensor
     raw = tensor.contiguous().view(-1).view(torch.uint8)
-    host = torch.empty(raw.shape, dtype=torch.uint8, pin_memory=True)
-    host.copy_(raw)
     with torch.cuda.device(tensor.device):
+        host = torch.empty(raw.shape, dtype=torch.uint8, pin_memory=True)
+        host.copy_(raw)
         return torch.as_tensor(_Mapped(host), device=tensor.device).view(tensor.dtype).view(tensor.shape)
 
 

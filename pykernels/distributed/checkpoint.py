@@ -165,8 +165,7 @@ def _compare(
     stored: list[dict[str, Any]],
 ) -> None:
     """Names, shapes, dtypes and groups of the checkpoint are those that are there."""
-    problems = [f"it has no {name}" for name in live if name not in metadata]
-    problems += [f"{name} has no place here" for name in metadata if name not in live]
+    problems = []
     for name, value in live.items():
         entry = metadata.get(name)
         if not torch.is_tensor(value) or entry is None:
@@ -177,6 +176,8 @@ def _compare(
             problems.append(f"{name} has shape {list(entry.size)} there and {list(value.shape)} here")
         elif entry.properties.dtype != value.dtype:
             problems.append(f"{name} is {entry.properties.dtype} there and {value.dtype} here")
+    problems += [f"it has no {name}" for name in live if name not in metadata]
+    problems += [f"{name} has no place here" for name in metadata if name not in live]
     if [group["params"] for group in mine] != [group["params"] for group in stored]:
         problems.append("its parameter groups are not those of this optimizer")
     if problems:

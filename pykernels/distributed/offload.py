@@ -120,7 +120,7 @@ class OffloadedOptimizer(MirrorOptimizer):
         self._transfers: Transfers = transfers or (Cuda() if torch.cuda.is_available() else Direct())
         self._wide = kwargs.get("rounding", "nearest") == "nearest"
         self._grads: dict[torch.Tensor, torch.Tensor] = {}  # host memory for the gradient, later for the new values
-        self._fetched: dict[torch.Tensor, tuple[Any, int, Any]] = {}  # what was fetched: tensor, version, ticket
+        self._fetched: dict[torch.Tensor, tuple[torch.Tensor, tuple[int, int], Any]] = {}  # gradient, versions, ticket
         self._versions: dict[torch.Tensor, int] = {}
         super().__init__(params, optimizer_cls, kwargs)
 
@@ -148,14 +148,16 @@ class OffloadedOptimizer(MirrorOptimizer):
     def _on_gradient(self, p: torch.Tensor) -> None:
         assert p.grad is not None
         grad = local(p.grad)
+        versions = p.grad._version, grad._version  # an operator may count for the DTensor or for its local part
         if p not in self._grads or self._grads[p].dtype != grad.dtype:
             self._grads[p] = self._transfers.host(grad, grad.dtype)
-        self._fetched[p] = grad, grad._version, self._transfers.fetch(grad, self._grads[p])
+        self._fetched[p] = grad, versions, self._transfers.fetch(grad, self._grads[p])
 
     def _take_gradient(self, p: torch.Tensor) -> None:
-        grad = local(p.grad)  # type: ignore[arg-type]
+        assert p.grad is not None
+        grad = local(p.grad)
         fetched = self._fetched.get(p)
-        if fetched is None or fetched[0] is not grad or fetched[1] != grad._version:
+        if fetched is None or fetched[0] is not grad or fetched[1] != (p.grad._version, grad._version):
             self._on_gradient(p)
 
     def _take_over(self, p: torch.Tensor) -> None:

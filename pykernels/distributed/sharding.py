@@ -62,6 +62,8 @@ def zero(
             if p.device.type != mesh.device_type:
                 raise ValueError(f"zero: expected {name} on the mesh's {mesh.device_type}, got it on {p.device}")
     units = _units(model) if units is None else _checked_units(model, units)
+    # Refuses what the optimizer would refuse, before the model is changed.
+    optimizer_cls([nn.Parameter(torch.empty(0))], **optim_kwargs)
     if broadcast:
         _broadcast(model, mesh)
     make: Inner = optimizer_cls

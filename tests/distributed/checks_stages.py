@@ -19,26 +19,44 @@ from .models import MICRO, Exact, Mlp, state_of, train_exact, train_mlp, values,
 from .ranks import Rank
 
 STEPS = 20
+FEW = 6  # where another check has the 20
 TORCH: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
 # 8-bit blocks of 8 leave the last one of 17 columns short.
 EIGHT: dict[str, Any] = {"state_bits": 8, "block_size": 8, "min_8bit_size": 100, "seed": 5}
 BF16, FP32 = torch.bfloat16, torch.float32
-# name: (class, parameters' dtype, arguments); all of them update an element from itself and its block alone.
+# name: (class, parameters' dtype, arguments); all but LAMB update an element from itself and its block alone.
 OURS: dict[str, tuple[Any, torch.dtype, dict[str, Any]]] = {
     "adamw": (optim.AdamW, FP32, {"amsgrad": True}),
     "adamw8bit": (optim.AdamW, FP32, EIGHT),
     "adamw8bit stochastic": (optim.AdamW, BF16, {**EIGHT, "rounding": "stochastic"}),
     "adamw16bit kahan": (optim.AdamW, BF16, {"state_bits": 16, "rounding": "kahan"}),
+    "lion8bit": (optim.Lion, FP32, EIGHT),
+    "sgd kahan": (optim.SGD, BF16, {"momentum": 0.9, "nesterov": True, "rounding": "kahan"}),
+    "rmsprop8bit": (optim.RMSprop, FP32, {**EIGHT, "momentum": 0.5, "centered": True}),
+    "adagrad16bit": (optim.Adagrad, FP32, {"state_bits": 16}),
+    "lamb": (optim.LAMB, FP32, {"weight_decay": 0.1}),
     "adam split_master": (optim.Adam, BF16, {"rounding": "split_master"}),
 }
+
+
+def steps_of(name: str) -> int:
+    """20 for the optimizer that all stages are compared with, fewer for those that differ from it in their state."""
+    return STEPS if name == "adamw" else FEW
+
+
+def stages_of(name: str) -> tuple[int, ...]:
+    """All of them, or one of the two kinds in turn: 2 and 3 shard alike."""
+    if name in ("adamw", "lamb"):
+        return 1, 2, 3
+    return ((1, 3)[list(OURS).index(name) % 2],)
 
 
 def torch_adamw(rank: Rank) -> dict[int, Any]:
     """torch's own optimizer under every stage, on exact gradients."""
     trained = {}
-    for stage in (1, 2, 3):
+    for stage in (1, 3):
         model, optimizer = zero(Exact(), torch.optim.AdamW, stage, **TORCH)
-        train_exact(model, optimizer, range(STEPS), rank.rank, rank.world)
+        train_exact(model, optimizer, range(FEW), rank.rank, rank.world)
         trained[stage] = values(model)
     return trained
 
@@ -48,18 +66,18 @@ def network(rank: Rank) -> dict[int, Any]:
     trained = {}
     for stage in (1, 2, 3):
         model, optimizer = zero(Mlp(), optim.AdamW, stage, **TORCH)
-        train_mlp(model, optimizer, STEPS, rank.rank, rank.world)
+        train_mlp(model, optimizer, FEW, rank.rank, rank.world)
         trained[stage] = values(model)
     return trained
 
 
 def ours(rank: Rank) -> dict[str, Any]:
-    """Every kind of state and rounding; stages 2 and 3 shard alike, so one of them has the longer list."""
+    """Every kind of state and rounding."""
     trained: dict[str, Any] = {}
     for name, (cls, dtype, arguments) in OURS.items():
-        for stage in (1, 3):
+        for stage in stages_of(name):
             model, optimizer = zero(Exact(dtype), cls, stage, lr=0.01, **arguments)
-            train_exact(model, optimizer, range(STEPS), rank.rank, rank.world)
+            train_exact(model, optimizer, range(steps_of(name)), rank.rank, rank.world)
             trained[f"{name}, stage {stage}"] = values(model), state_of(model, optimizer)
     return trained
 
@@ -71,7 +89,7 @@ def existing_fsdp2_model(rank: Rank) -> Any:
         fully_shard(block)
     fully_shard(model)
     optimizer = optim.AdamW(model.parameters(), lr=0.01, amsgrad=True)
-    train_exact(model, optimizer, range(STEPS), rank.rank, rank.world)
+    train_exact(model, optimizer, range(FEW), rank.rank, rank.world)
     with pytest.raises(ValueError, match="the model is sharded already: give its parameters to the optimizer"):
         zero(model, optim.AdamW, 3)
     return values(model), state_of(model, optimizer)
@@ -128,6 +146,12 @@ def clipping(rank: Rank) -> dict[str, Any]:
 
             train_exact(model, optimizer, range(1), rank.rank, rank.world, before_step)
             norms[f"{which}, stage {stage}"] = seen
+    # What is offloaded was fetched before it was clipped.
+    model, optimizer = zero(Exact(), optim.SGD, 1, offload="optimizer", lr=1.0)
+    train_exact(
+        model, optimizer, range(1), rank.rank, rank.world, lambda: optim.clip_grad_norm_(model.parameters(), 1.0)
+    )
+    norms["offloaded"] = values(model)
     return norms
 
 
@@ -159,7 +183,7 @@ def accumulation(rank: Rank) -> dict[str, Any]:
 
 
 def missing_gradients(rank: Rank) -> Any:
-    """Stage 1: a block that only the last rank uses gets the mean over all ranks; one that no rank uses gets nothing."""
+    """Stage 1: a block that only the last rank uses gets the mean over all ranks, one that nobody uses nothing."""
     model, optimizer = zero(Exact(), optim.AdamW, 1, lr=0.5, weight_decay=0.1)
     before = values(model)
     used = [model.blocks[0]] if rank.rank == rank.world - 1 else []
@@ -200,22 +224,30 @@ def replicas_by_shards(rank: Rank) -> dict[int, Any]:
     trained = {}
     for stage in (1, 3):
         model, optimizer = zero(Exact(), optim.AdamW, stage, mesh, lr=0.01, amsgrad=True)
-        train_exact(model, optimizer, range(STEPS), rank.rank, rank.world)
+        train_exact(model, optimizer, range(FEW), rank.rank, rank.world)
         trained[stage] = values(model), state_of(model, optimizer)
     return trained
 
 
-def offloading(rank: Rank) -> dict[str, Any]:
+OFFLOADS: list[tuple[str, int, Any, torch.dtype, dict[str, Any]]] = [
+    ("optimizer", 1, optim.AdamW, BF16, {}),
+    ("optimizer", 1, optim.AdamW, BF16, {**EIGHT, "rounding": "stochastic"}),
+    ("optimizer", 2, torch.optim.AdamW, BF16, {}),
+    ("optimizer", 3, optim.AdamW, FP32, EIGHT),
+    ("optimizer_zero_copy", 1, torch.optim.AdamW, FP32, {}),
+    ("optimizer_zero_copy", 2, optim.AdamW, BF16, {"rounding": "split_master"}),
+    ("parameters", 2, torch.optim.AdamW, FP32, {}),
+    ("parameters", 3, optim.AdamW, BF16, {**EIGHT, "rounding": "kahan"}),
+]
+
+
+def offloading(rank: Rank) -> list[Any]:
     """Every way to offload, under every stage that has it."""
-    trained: dict[str, Any] = {}
-    for offload in ("optimizer", "optimizer_zero_copy", "parameters"):
-        for stage in (1, 2) if offload != "parameters" else (2, 3):
-            for dtype in (FP32, BF16):
-                cls: Any = torch.optim.AdamW if stage == 2 else optim.AdamW
-                model, optimizer = zero(Exact(dtype), cls, stage, offload=offload, lr=0.01)
-                train_exact(model, optimizer, range(STEPS), rank.rank, rank.world)
-                state = state_of(model, optimizer)
-                trained[f"{offload}, stage {stage}, {dtype}"] = values(model), state
+    trained = []
+    for offload, stage, cls, dtype, arguments in OFFLOADS:
+        model, optimizer = zero(Exact(dtype), cls, stage, offload=offload, lr=0.01, **arguments)
+        train_exact(model, optimizer, range(FEW), rank.rank, rank.world)
+        trained.append((values(model), state_of(model, optimizer)))
     return trained
 
 

@@ -14,13 +14,23 @@ Make = Callable[[nn.Module], tuple[nn.Module, torch.optim.Optimizer]]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of all of a tensor, wherever its parts lie."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+    """A copy of all of a tensor, wherever its parts lie. gloo gathers no int16."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach().clone()
+    wide = torch.int32 if tensor.dtype == torch.int16 else tensor.dtype
+    return tensor.detach().to(wide).full_tensor().to(tensor.dtype).clone()
 
 
 def values(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter, whole."""
     return {name: whole(p) for name, p in model.named_parameters()}
+
+
+def assert_equal(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Bit for bit, names and dtypes too."""
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert ours[name].dtype == value.dtype and torch.equal(ours[name], value), name
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -73,7 +83,7 @@ def train_exact(
     world: int = 1,
     before_step: Callable[[], Any] = lambda: None,
 ) -> list[float]:
-    """Steps of an `Exact` model; the gradient of a step is the mean over MICRO micro-batches. The losses of this rank."""
+    """Steps of an `Exact` model; the gradient of a step is the mean over micro-batches. Returns the losses."""
     mine = MICRO // world
     losses = []
     for step in steps:
@@ -114,7 +124,7 @@ def train_mlp(
     world: int = 1,
     before_step: Callable[[], Any] = lambda: None,
 ) -> list[float]:
-    """Next-token prediction on random tokens: 8 sequences a step, shared out. The losses of this rank."""
+    """Next-token prediction on random tokens: 8 sequences a step, shared out. Returns the losses."""
     numbers = torch.Generator().manual_seed(3)
     losses = []
     for _ in range(steps):

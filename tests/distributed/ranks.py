@@ -1,13 +1,14 @@
 """Starts ranks and runs checks in them: one start of the interpreter and of torch serves many checks.
 
-A check is a function of a `Rank`. What it raises is recorded under its name; a check after one that failed does not run,
-since its ranks would no longer be in step. What it returns, the first rank writes to `<check>.pt` for the parent.
+A check is a function of a `Rank`. What it raises is recorded under its name; a check after one that failed does not
+run, since its ranks would no longer be in step. What it returns, the first rank writes to `<check>.pt` for the parent.
 """
 
 from __future__ import annotations
 
 import datetime
 import importlib
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 TIMEOUT = 60  # seconds a collective may take: a hang fails
-LIMIT = 150  # seconds for all checks
+LIMIT = 240  # seconds for all checks
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Rank:
     folder: Path
 
 
-def _main(rank: int, world: int, module: str, checks: list[str], folder: Path) -> None:
+def _main(rank: int, world: int, checks: list[str], folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -39,24 +40,25 @@ def _main(rank: int, world: int, module: str, checks: list[str], folder: Path) -
         world_size=world,
         timeout=datetime.timedelta(seconds=TIMEOUT),
     )
-    functions = importlib.import_module(module)
-    for name in checks:
+    for check in checks:
+        module, name = check.split(".")
         try:
             torch.manual_seed(0)
-            result = getattr(functions, name)(Rank(rank, world, folder))
+            begin = time.perf_counter()
+            result = getattr(importlib.import_module(f".{module}", __package__), name)(Rank(rank, world, folder))
         except Exception:
             (folder / f"{name}.{rank}.error").write_text(traceback.format_exc())
             break
         if rank == 0:
             torch.save(result, folder / f"{name}.pt")
-        (folder / f"{name}.{rank}.ok").touch()
+        (folder / f"{name}.{rank}.ok").write_text(f"{time.perf_counter() - begin:.1f} s")
     dist.destroy_process_group()
 
 
-def run(world: int, module: str, checks: list[str], folder: Path) -> None:
-    """Runs the checks, functions of `module`, on `world` gloo ranks."""
+def run(world: int, checks: list[str], folder: Path) -> None:
+    """Runs checks, each named `module.function` of this folder, on `world` gloo ranks."""
     folder.mkdir(parents=True, exist_ok=True)
-    context = mp.start_processes(_main, (world, module, checks, folder), nprocs=world, join=False, start_method="spawn")
+    context = mp.start_processes(_main, (world, checks, folder), nprocs=world, join=False, start_method="spawn")
     end = datetime.datetime.now() + datetime.timedelta(seconds=LIMIT)
     try:
         while not context.join(timeout=1):
