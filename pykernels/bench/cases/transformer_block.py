@@ -49,7 +49,7 @@ def cells(quick: bool, cuda: bool) -> list[Cell]:
             caches=("warm",),
             variant="forward+backward " + str(dtype).removeprefix("torch."),
             seconds=0.4 if quick or cuda else 12.0,
-            rounds=3 if quick or cuda else 5,
+            rounds=3 if quick or cuda else 7,
         )
         for dtype in dtypes
     ]
