@@ -220,8 +220,12 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
         )
         for number in range(WORKERS)
     ]
-    with ThreadPoolExecutor(WORKERS) as pool:  # a pipe that nobody reads would fill and stop its writer
-        results = list(pool.map(subprocess.Popen.communicate, workers))
+    try:
+        with ThreadPoolExecutor(WORKERS) as pool:  # a pipe that nobody reads would fill and stop its writer
+            results = list(pool.map(subprocess.Popen.communicate, workers))
+    finally:
+        for worker in workers:
+            worker.kill()
     assert not any(worker.returncode for worker in workers), "".join(errors for _, errors in results)
     found = [report for output, _ in results for report in json.loads(output)]
     path = os.environ.get("PYKERNELS_AOT_REPORT") or tmp_path_factory.mktemp("aot") / "triton_aot.json"
