@@ -225,15 +225,14 @@ def test_saved_bytes(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("strategy", ["forward", "recompute"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_peak_is_the_gradients_and_64_mib(dtype: torch.dtype, strategy: str) -> None:
-    """4096 tokens and 32000 classes, of a hidden size that takes seconds: the tiles are of full size."""
-    (x, weight), target, _ = problem((4096, 64), 32000, dtype, {})
+    """2048 tokens and 32000 classes, of a hidden size that takes seconds: the tiles are of full size."""
+    (x, weight), target, _ = problem((2048, 64), 32000, dtype, {})
     leaves = (x.requires_grad_(), weight.requires_grad_())
 
     def step() -> tuple[torch.Tensor, ...]:
         loss = F.linear_cross_entropy(x, weight, target, strategy=strategy)
         return torch.autograd.grad(loss, leaves)
 
-    step()
     gradients = sum(t.numel() * t.element_size() for t in leaves)
     assert peak_bytes(step, torch.device("cpu")) <= gradients + (64 << 20)
 
