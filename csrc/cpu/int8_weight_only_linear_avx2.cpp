@@ -1,5 +1,5 @@
-// Many rows: strips of 16 columns of weight are dequantised to float32 in the first-level cache, 256 of K at a time, and
-// met by 6 x 16 tiles.
+// Many rows: strips of 16 columns of weight are dequantised to float32 in the first-level cache, 256 of K at a time,
+// and met by 6 x 16 tiles.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -62,20 +62,20 @@ inline __attribute__((always_inline)) void transpose_quads(const int8_t* p, int6
 }
 
 template <int kByte>
-inline __m256 byte_of(__m256i quads) {
-  return _mm256_cvtepi32_ps(_mm256_srai_epi32(kByte < 3 ? _mm256_slli_epi32(quads, 24 - 8 * kByte) : quads, 24));
+inline __m256 byte_of(__m256i quads, __m256 scale) {
+  const __m256i top = kByte < 3 ? _mm256_slli_epi32(quads, 24 - 8 * kByte) : quads;
+  return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24)), scale);
 }
 
 inline __attribute__((always_inline)) void expand(const int8_t* p, int64_t stride, __m256 scale, float* out) {
   __m256i quads[4];
   transpose_quads(p, stride, quads);
 #pragma GCC unroll 4
-  for (int q = 0; q < 4; ++q) {
-    float* to = out + 4 * q * kTileColumns;
-    _mm256_store_ps(to, _mm256_mul_ps(byte_of<0>(quads[q]), scale));
-    _mm256_store_ps(to + kTileColumns, _mm256_mul_ps(byte_of<1>(quads[q]), scale));
-    _mm256_store_ps(to + 2 * kTileColumns, _mm256_mul_ps(byte_of<2>(quads[q]), scale));
-    _mm256_store_ps(to + 3 * kTileColumns, _mm256_mul_ps(byte_of<3>(quads[q]), scale));
+  for (int q = 0; q < 4; ++q, out += 4 * kTileColumns) {
+    _mm256_store_ps(out, byte_of<0>(quads[q], scale));
+    _mm256_store_ps(out + kTileColumns, byte_of<1>(quads[q], scale));
+    _mm256_store_ps(out + 2 * kTileColumns, byte_of<2>(quads[q], scale));
+    _mm256_store_ps(out + 3 * kTileColumns, byte_of<3>(quads[q], scale));
   }
 }
 
@@ -87,24 +87,22 @@ void expand_strip(const Int8WeightOnly& args, int64_t n0, int64_t columns, int64
     const int64_t valid = std::min<int64_t>(Avx2::kWidth, columns - c0);
     const int8_t* p = args.weight + (n0 + c0) * args.weight_stride + k0;
     __m256 scale = _mm256_set1_ps(1.0f);
-    int64_t group_end = args.group_scale != nullptr ? 0 : count, length = 0;
-    for (int64_t k = 0; k < count; k += length) {
-      if (k >= group_end) {
+    for (int64_t k = 0; k < count;) {
+      int64_t end = count;
+      if (args.group_scale != nullptr) {
         const int64_t g = (k0 + k) / size;
         alignas(32) float scales[Avx2::kWidth] = {};
         for (int64_t c = 0; c < valid; ++c) scales[c] = args.group_scale[(n0 + c0 + c) * args.groups + g];
         scale = _mm256_load_ps(scales);
-        group_end = std::min(count, (g + 1) * size - k0);
+        end = std::min(count, (g + 1) * size - k0);
       }
-      length = std::min(kChunk, group_end - k);
-      float* to = out + k * kTileColumns + c0;
-      if (valid == Avx2::kWidth && length == kChunk) {
-        expand(p + k, args.weight_stride, scale, to);
-      } else {
+      if (valid == Avx2::kWidth)
+        for (; k + kChunk <= end; k += kChunk) expand(p + k, args.weight_stride, scale, out + k * kTileColumns + c0);
+      for (; k < end; k = std::min(end, k + kChunk)) {
         int8_t padded[Avx2::kWidth][kChunk] = {};
         for (int64_t c = 0; c < valid; ++c)
-          std::memcpy(padded[c], p + c * args.weight_stride + k, static_cast<size_t>(length));
-        expand(padded[0], kChunk, scale, to);
+          std::memcpy(padded[c], p + c * args.weight_stride + k, static_cast<size_t>(std::min(kChunk, end - k)));
+        expand(padded[0], kChunk, scale, out + k * kTileColumns + c0);
       }
     }
   }
@@ -192,8 +190,8 @@ void panel_tiles(const Int8WeightOnly& args, const Int8MatmulPlan& plan, char* w
       for (int64_t j = 0; j < columns; j += kTileColumns) {
         expand_strip(args, n0 + j, std::min<int64_t>(kTileColumns, columns - j), k0, count, strip);
         const bool last_strip = j + kTileColumns >= columns;
-        const int8_t* next =
-            args.weight + (last_strip ? n0 : n0 + j + kTileColumns) * args.weight_stride + k0 + (last_strip ? count : 0);
+        const int8_t* next = args.weight + (last_strip ? n0 : n0 + j + kTileColumns) * args.weight_stride + k0 +
+                             (last_strip ? count : 0);
         for (int64_t t = 0, fetched = 0; t < tiles; ++t, fetched += ahead_columns) {
           const int64_t m = tiling.row(first_tile + t), height = tiling.row(first_tile + t + 1) - m;
           const int64_t fetch = std::clamp<int64_t>(kTileColumns - fetched, 0, ahead_columns);

@@ -26,7 +26,7 @@ void weight_streaming_tiles(const Int8WeightOnly& args, const Int8MatmulPlan& pl
 
 namespace avx2 {
 
-constexpr int kMostStreamed = 4;  // rows
+constexpr int kMostStreamed = 12;  // rows
 
 void weight_streaming_rows(const Int8WeightOnly& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin,
                            int64_t end);
