@@ -141,6 +141,7 @@ struct Dequantize {
   const int32_t* zero_point = nullptr;  // null: 0
   void* out = nullptr;                  // [M, K]
   DType out_dtype = DType::f32;
+  bool stream = false;  // write past the caches; rows then are whole lines of 64 bytes
 };
 
 namespace cpu {

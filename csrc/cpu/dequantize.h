@@ -4,6 +4,7 @@
 
 #include "../launchers.h"
 #include "quantize_span.h"
+#include "stream_row.h"
 
 namespace pykernels::cpu {
 namespace {
@@ -28,23 +29,25 @@ void dequantize_span(const int8_t* q, int64_t n, const float* scale, const int32
   }
 }
 
+// row: room for one row of T where args.stream.
 template <class S, class T>
-void dequantize_rows(const Dequantize& args, int64_t begin, int64_t end) {
+void dequantize_rows(const Dequantize& args, int64_t begin, int64_t end, void* row) {
   const int64_t blocks = (args.K + args.block_cols - 1) / args.block_cols;
   for (int64_t m = begin; m < end; ++m) {
     const int8_t* q = args.q + m * args.q_stride;
-    T* out = static_cast<T*>(args.out) + m * args.K;
-    const int64_t row = m / args.block_rows * blocks;
-    const auto zero_point = [&](int64_t j) { return args.zero_point == nullptr ? nullptr : args.zero_point + row + j; };
-    if (args.block_cols == 1) {
-      dequantize_span<S, true>(q, args.K, args.scale + row, zero_point(0), out);
-      continue;
-    }
-    for (int64_t j = 0; j < blocks; ++j) {
+    T *const result = static_cast<T*>(args.out) + m * args.K, *const out = args.stream ? static_cast<T*>(row) : result;
+    const int64_t first = m / args.block_rows * blocks;
+    const auto zero_point = [&](int64_t j) {
+      return args.zero_point == nullptr ? nullptr : args.zero_point + first + j;
+    };
+    if (args.block_cols == 1) dequantize_span<S, true>(q, args.K, args.scale + first, zero_point(0), out);
+    for (int64_t j = 0; args.block_cols > 1 && j < blocks; ++j) {
       const int64_t k = j * args.block_cols, width = std::min(args.block_cols, args.K - k);
-      dequantize_span<S, false>(q + k, width, args.scale + row + j, zero_point(j), out + k);
+      dequantize_span<S, false>(q + k, width, args.scale + first + j, zero_point(j), out + k);
     }
+    if (args.stream) stream_row<S>(out, result, args.K * static_cast<int64_t>(sizeof(T)));
   }
+  if (args.stream) S::fence();
 }
 
 }  // namespace

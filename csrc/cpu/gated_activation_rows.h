@@ -37,10 +37,22 @@ inline typename S::Two product(const T* gate, const T* up) {
   return {S::mul(a, y.a), S::mul(b, y.b)};
 }
 
-template <class S, GatedActivation A, class T>
+// Elements before p reaches a line of 64 bytes, of n.
+template <class T>
+inline int64_t before_line(const T* p, int64_t n) {
+  const int64_t bytes = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(p) % 64);
+  return std::min(n, bytes / static_cast<int64_t>(sizeof(T)));
+}
+
+template <class S, bool kStream, class T>
+inline void put2(T* p, typename S::Two v) {
+  kStream ? S::stream2(p, v) : S::store2(p, v);
+}
+
+template <class S, GatedActivation A, bool kStream = false, class T>
 void forward_part(const T* gate, const T* up, T* out, int64_t n) {
   for_twos<S>(
-      n, [&](int64_t k) { S::store2(out + k, product<S, A>(gate + k, up + k)); },
+      n, [&](int64_t k) { put2<S, kStream>(out + k, product<S, A>(gate + k, up + k)); },
       [&](int64_t k, int count) {
         T x[2 * S::kWidth] = {}, y[2 * S::kWidth] = {}, z[2 * S::kWidth];
         std::memcpy(x, gate + k, count * sizeof(T));
@@ -50,31 +62,31 @@ void forward_part(const T* gate, const T* up, T* out, int64_t n) {
       });
 }
 
-template <class S, GatedActivation A, class T>
+template <class S, GatedActivation A, bool kStream, class T>
 inline void gradients(const T* grad, const T* gate, const T* up, T* grad_gate, T* grad_up) {
   constexpr bool exact = sizeof(T) == 4;
   const typename S::Two g = S::load2(grad), x = S::load2(gate);
   const auto a = activation<S, A, exact>(x.a), b = activation<S, A, exact>(x.b);
   if constexpr (A == GatedActivation::relu2) {
-    S::store2(grad_gate, {S::mul(g.a, a.slope), S::mul(g.b, b.slope)});
+    put2<S, kStream>(grad_gate, {S::mul(g.a, a.slope), S::mul(g.b, b.slope)});
   } else {
     const typename S::Two y = S::load2(up);
-    S::store2(grad_gate, {S::mul(S::mul(g.a, y.a), a.slope), S::mul(S::mul(g.b, y.b), b.slope)});
-    S::store2(grad_up, {S::mul(g.a, a.value), S::mul(g.b, b.value)});
+    put2<S, kStream>(grad_gate, {S::mul(S::mul(g.a, y.a), a.slope), S::mul(S::mul(g.b, y.b), b.slope)});
+    put2<S, kStream>(grad_up, {S::mul(g.a, a.value), S::mul(g.b, b.value)});
   }
 }
 
-template <class S, GatedActivation A, class T>
+template <class S, GatedActivation A, bool kStream, class T>
 void backward_part(const T* grad, const T* gate, const T* up, T* grad_gate, T* grad_up, int64_t n) {
   for_twos<S>(
-      n, [&](int64_t k) { gradients<S, A>(grad + k, gate + k, up + k, grad_gate + k, grad_up + k); },
+      n, [&](int64_t k) { gradients<S, A, kStream>(grad + k, gate + k, up + k, grad_gate + k, grad_up + k); },
       [&](int64_t k, int count) {
         T in[3][2 * S::kWidth] = {}, out[2][2 * S::kWidth];
         const size_t bytes = count * sizeof(T);
         std::memcpy(in[0], grad + k, bytes);
         std::memcpy(in[1], gate + k, bytes);
         if constexpr (A != GatedActivation::relu2) std::memcpy(in[2], up + k, bytes);
-        gradients<S, A>(in[0], in[1], in[2], out[0], out[1]);
+        gradients<S, A, false>(in[0], in[1], in[2], out[0], out[1]);
         std::memcpy(grad_gate + k, out[0], bytes);
         if constexpr (A != GatedActivation::relu2) std::memcpy(grad_up + k, out[1], bytes);
       });
@@ -84,9 +96,13 @@ template <class S, GatedActivation A, class T>
 void gated_forward(const GatedForward& args, int64_t begin, int64_t end) {
   const T *gate = static_cast<const T*>(args.gate), *up = static_cast<const T*>(args.up);
   for_parts_of_rows(args.K, begin, end, [&](int64_t m, int64_t k, int64_t n) {
-    forward_part<S, A>(gate + m * args.gate_stride + k, up + m * args.up_stride + k,
-                       static_cast<T*>(args.out) + m * args.K + k, n);
+    const T *const g = gate + m * args.gate_stride + k, *const u = up + m * args.up_stride + k;
+    T* const out = static_cast<T*>(args.out) + m * args.K + k;
+    const int64_t head = args.stream ? before_line(out, n) : n;
+    forward_part<S, A, false>(g, u, out, head);
+    forward_part<S, A, true>(g + head, u + head, out + head, n - head);
   });
+  if (args.stream) S::fence();
 }
 
 template <class S, GatedActivation A, class T>
@@ -94,10 +110,14 @@ void gated_backward(const GatedBackward& args, int64_t begin, int64_t end) {
   const T *gate = static_cast<const T*>(args.gate), *up = static_cast<const T*>(args.up);
   T *grad_gate = static_cast<T*>(args.grad_gate), *grad_up = static_cast<T*>(args.grad_up);
   for_parts_of_rows(args.K, begin, end, [&](int64_t m, int64_t k, int64_t n) {
-    backward_part<S, A>(static_cast<const T*>(args.grad) + m * args.grad_stride + k, gate + m * args.gate_stride + k,
-                        up + m * args.up_stride + k, grad_gate + m * args.grad_gate_stride + k,
-                        grad_up + m * args.grad_up_stride + k, n);
+    const T* const d = static_cast<const T*>(args.grad) + m * args.grad_stride + k;
+    const T *const g = gate + m * args.gate_stride + k, *const u = up + m * args.up_stride + k;
+    T *const dg = grad_gate + m * args.grad_gate_stride + k, *const du = grad_up + m * args.grad_up_stride + k;
+    const int64_t head = args.stream ? before_line(dg, n) : n;
+    backward_part<S, A, false>(d, g, u, dg, du, head);
+    backward_part<S, A, true>(d + head, g + head, u + head, dg + head, du + head, n - head);
   });
+  if (args.stream) S::fence();
 }
 
 template <class S, GatedActivation A, class T>

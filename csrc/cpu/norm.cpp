@@ -26,13 +26,15 @@ const NormKernels& kernels() {
   return kNormPortable;
 }
 
+float* lines(int64_t K) {
+  static thread_local Scratch scratch;
+  return reinterpret_cast<float*>(scratch.get(kNormLines * norm_line(K) * static_cast<int64_t>(sizeof(float))));
+}
+
 }  // namespace
 
 void norm_forward(const NormForward& args, int64_t begin, int64_t end) {
-  static thread_local Scratch scratch;
-  const bool needed = args.scale != nullptr || (args.residual != nullptr && args.h == nullptr);
-  char* rows = needed ? scratch.get(2 * args.K * static_cast<int64_t>(sizeof(float))) : nullptr;
-  kernels().forward[static_cast<int>(args.dtype)](args, begin, end, rows);
+  kernels().forward[static_cast<int>(args.dtype)](args, begin, end, lines(args.K));
 }
 
 int64_t norm_chunk_rows(int64_t M) {
@@ -41,7 +43,7 @@ int64_t norm_chunk_rows(int64_t M) {
 }
 
 void norm_backward(const NormBackward& args, int64_t begin, int64_t end) {
-  kernels().backward[static_cast<int>(args.dtype)](args, begin, end);
+  kernels().backward[static_cast<int>(args.dtype)](args, begin, end, lines(args.K));
 }
 
 void norm_column_sums(const float* sums, int64_t chunks, int64_t K, DType out_dtype, void* out, int64_t begin,

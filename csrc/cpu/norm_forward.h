@@ -7,11 +7,12 @@
 #include "../launchers/norm.h"
 #include "norm_sweep.h"
 #include "quantize_span.h"
+#include "stream_row.h"
 
 namespace pykernels::cpu {
 namespace {
 
-template <class S, class T>
+template <class T>
 struct NormRow {
   const T* h;
   float mean;
@@ -19,9 +20,9 @@ struct NormRow {
 };
 
 // Reads the row from memory; h is left in the cache for what follows.
-template <class S, class T>
-NormRow<S, T> norm_statistics(const NormForward& args, int64_t m, T* row) {
-  using F = typename S::F;
+template <class V, class T>
+NormRow<T> norm_statistics(const NormForward& args, int64_t m, T* row) {
+  using F = typename V::F;
   const int64_t K = args.K;
   const T* x = static_cast<const T*>(args.x) + m * args.x_stride;
   const T* h = x;
@@ -29,78 +30,91 @@ NormRow<S, T> norm_statistics(const NormForward& args, int64_t m, T* row) {
   if (args.residual != nullptr) {
     const T* residual = static_cast<const T*>(args.residual) + m * args.residual_stride;
     h = row;
-    const double sum = sum_row<S>(K, [&](auto lanes, int64_t k, F acc) {
-      lanes.store(row + k, S::add(lanes.load(x + k), lanes.load(residual + k)));
+    const double sum = sum_row<V>(K, [&](auto lanes, int64_t k, F acc) {
+      lanes.template store<false>(row + k, V::add(lanes.load(x + k), lanes.load(residual + k)));
       const F v = lanes.load(row + k);  // as it was rounded
-      return args.centre ? S::add(acc, v) : S::fma(v, v, acc);
+      return args.centre ? V::add(acc, v) : V::fma(v, v, acc);
     });
     squares = sum;
     mean = args.centre ? sum / static_cast<double>(K) : 0.0;
   } else if (args.centre) {
-    mean = sum_row<S>(K, [&](auto lanes, int64_t k, F acc) { return S::add(acc, lanes.load(h + k)); }) /
+    mean = sum_row<V>(K, [&](auto lanes, int64_t k, F acc) { return V::add(acc, lanes.load(h + k)); }) /
            static_cast<double>(K);
   } else {
-    squares = sum_row<S>(K, [&](auto lanes, int64_t k, F acc) {
+    squares = sum_row<V>(K, [&](auto lanes, int64_t k, F acc) {
       const F v = lanes.load(h + k);
-      return S::fma(v, v, acc);
+      return V::fma(v, v, acc);
     });
   }
-  const float centre = static_cast<float>(mean);
+  const float centre = plain_nan(static_cast<float>(mean));
   if (args.centre) {
-    const F middle = S::set1(centre);
-    squares = sum_row<S>(K, [&](auto lanes, int64_t k, F acc) {
-      const F v = lanes.only(S::sub(lanes.load(h + k), middle));
-      return S::fma(v, v, acc);
+    const F middle = V::set1(centre);
+    squares = sum_row<V>(K, [&](auto lanes, int64_t k, F acc) {
+      const F v = lanes.only(V::sub(lanes.load(h + k), middle));
+      return V::fma(v, v, acc);
     });
   }
   const double variance = squares / static_cast<double>(K);
-  return {h, centre, static_cast<float>(1.0 / std::sqrt(variance + args.eps))};
+  return {h, centre, plain_nan(static_cast<float>(1.0 / std::sqrt(variance + args.eps)))};
 }
 
-template <class S, class T, bool kCentre, bool kWeight, bool kBias>
-void normalise_row(const NormForward& args, const NormRow<S, T>& row, T* y) {
-  using F = typename S::F;
-  const F mean = S::set1(row.mean), rstd = S::set1(row.rstd);
-  const float *const weight = args.weight, *const bias = args.bias;
+// weight and bias: as put_in_order leaves them. next: the row of x to fetch meanwhile, or null.
+template <class V, class T, bool kCentre, bool kWeight, bool kBias, bool kStream>
+void normalise_row(int64_t K, const float* weight, const float* bias, const NormRow<T>& row, const T* next, T* y) {
+  using F = typename V::F;
+  const F mean = V::set1(row.mean), rstd = V::set1(row.rstd);
   const T* const h = row.h;
-  sweep<S>(0, args.K, [&](auto lanes, int64_t k, int) {
+  sweep<V, 2>(0, K, [&](auto lanes, int64_t k, int j) {
+    if (j == 0 && next != nullptr) fetch(next, k, 2 * V::kWidth);
     F v = lanes.load(h + k);
-    if constexpr (kCentre) v = S::sub(v, mean);
-    v = S::mul(v, rstd);
-    if constexpr (kWeight && kBias) v = S::fma(v, lanes.load(weight + k), lanes.load(bias + k));
-    if constexpr (kWeight && !kBias) v = S::mul(v, lanes.load(weight + k));
-    if constexpr (!kWeight && kBias) v = S::add(v, lanes.load(bias + k));
-    lanes.store(y + k, v);
+    if constexpr (kCentre) v = V::sub(v, mean);
+    v = V::mul(v, rstd);
+    if constexpr (kWeight && kBias) v = V::fma(v, V::load_ordered(weight + k), V::load_ordered(bias + k));
+    if constexpr (kWeight && !kBias) v = V::mul(v, V::load_ordered(weight + k));
+    if constexpr (!kWeight && kBias) v = V::add(v, V::load_ordered(bias + k));
+    lanes.template store<kStream>(y + k, v);
   });
 }
 
-template <class S, class T, bool kCentre, bool kWeight, bool kBias>
-void norm_rows(const NormForward& args, int64_t begin, int64_t end, char* scratch) {
-  T* const h_row = reinterpret_cast<T*>(scratch);
-  T* const y_row = h_row + args.K;
+template <class S, class T, bool kCentre, bool kWeight, bool kBias, bool kStream>
+void norm_rows(const NormForward& args, int64_t begin, int64_t end, float* scratch) {
+  using V = Twice<S, T>;
+  const int64_t K = args.K, line = norm_line(K);
+  float *const weight = scratch, *const bias = weight + line;
+  T* const h_row = reinterpret_cast<T*>(bias + line);
+  T* const y_row = reinterpret_cast<T*>(bias + 2 * line);
+  if constexpr (kWeight) put_in_order<V>(args.weight, K, weight);
+  if constexpr (kBias) put_in_order<V>(args.bias, K, bias);
   for (int64_t m = begin; m < end; ++m) {
-    T* h = args.h != nullptr ? static_cast<T*>(args.h) + m * args.K : h_row;
-    const NormRow<S, T> row = norm_statistics<S, T>(args, m, h);
+    T* const h = args.h != nullptr ? static_cast<T*>(args.h) + m * K : nullptr;
+    const NormRow<T> row = norm_statistics<V, T>(args, m, h != nullptr && !kStream ? h : h_row);
+    if (kStream && h != nullptr) stream_row<S>(row.h, h, K * static_cast<int64_t>(sizeof(T)));
     if (args.rstd != nullptr) args.rstd[m] = row.rstd;
     if (args.mean != nullptr) args.mean[m] = row.mean;
-    T* y = args.scale == nullptr ? static_cast<T*>(args.y) + m * args.K : y_row;
-    normalise_row<S, T, kCentre, kWeight, kBias>(args, row, y);
-    if (args.scale == nullptr) continue;
-    const Scale s = scale_of_absmax(absmax_bits<S>(y, args.K));
+    T* y = args.scale == nullptr ? static_cast<T*>(args.y) + m * K : y_row;
+    const T* next = m + 1 < end ? static_cast<const T*>(args.x) + (m + 1) * args.x_stride : nullptr;
+    if (args.scale == nullptr) {
+      normalise_row<V, T, kCentre, kWeight, kBias, kStream>(K, weight, bias, row, next, y);
+      continue;
+    }
+    normalise_row<V, T, kCentre, kWeight, kBias, false>(K, weight, bias, row, next, y);
+    const Scale s = scale_of_absmax(absmax_bits<S>(y, K));
     args.scale[m] = s.scale;
-    int8_t* q = args.q + m * args.K;
+    int8_t* q = args.q + m * K;
     if (s.inv == 0.0f) {
-      std::memset(q, 0, args.K);
+      std::memset(q, 0, K);
     } else {
-      quantize_span<S, false>(y, args.K, s.inv, q);
+      quantize_span<S, false>(y, K, s.inv, q);
     }
   }
+  if constexpr (kStream) S::fence();
 }
 
 template <class S, class T>
-void norm_forward_rows(const NormForward& args, int64_t begin, int64_t end, char* scratch) {
+void norm_forward_rows(const NormForward& args, int64_t begin, int64_t end, float* scratch) {
   const auto with = [&](auto centre, auto weight, auto bias) {
-    norm_rows<S, T, centre.value, weight.value, bias.value>(args, begin, end, scratch);
+    args.stream ? norm_rows<S, T, centre.value, weight.value, bias.value, true>(args, begin, end, scratch)
+                : norm_rows<S, T, centre.value, weight.value, bias.value, false>(args, begin, end, scratch);
   };
   const auto with_bias = [&](auto centre, auto weight) {
     args.bias != nullptr ? with(centre, weight, std::true_type{}) : with(centre, weight, std::false_type{});

@@ -5,10 +5,14 @@
 
 namespace pykernels::cpu {
 
+// A row of floats and what whole vectors of any instruction set reach beyond it.
+inline int64_t norm_line(int64_t K) { return (K + 31) / 32 * 32; }
+inline constexpr int kNormLines = 4;
+
 struct NormKernels {
-  // scratch: room for two rows.
-  void (*forward[3])(const NormForward&, int64_t begin, int64_t end, char* scratch);
-  void (*backward[3])(const NormBackward&, int64_t begin, int64_t end);
+  // scratch: room for kNormLines lines.
+  void (*forward[3])(const NormForward&, int64_t begin, int64_t end, float* scratch);
+  void (*backward[3])(const NormBackward&, int64_t begin, int64_t end, float* scratch);
   void (*column_sums[3])(const float* sums, int64_t chunks, int64_t K, void* out, int64_t begin, int64_t end);
 };
 

@@ -39,4 +39,22 @@ inline void philox4x32(uint64_t counter, PhiloxKey key, uint32_t (&word)[4]) {
   word[0] = c0, word[1] = c1, word[2] = c2, word[3] = c3;
 }
 
+// What counters of stream 0 share that have the same upper half: the keys of the rounds and the words that do not
+// depend on the lower half. With p = M0 * lower and q = M1 * (hi(p) ^ k1[0]), the words after two rounds are hi(q) ^
+// k0[1], lo(q), lo(p) ^ third, and one that enters as fourth = itself ^ k1[2].
+struct PhiloxRounds {
+  uint32_t k0[kPhiloxRounds], k1[kPhiloxRounds], third, fourth;
+
+  PhiloxRounds(uint64_t seed, uint32_t upper) {
+    k0[0] = static_cast<uint32_t>(seed), k1[0] = static_cast<uint32_t>(seed >> 32);
+    for (int round = 1; round < kPhiloxRounds; ++round) {
+      k0[round] = k0[round - 1] + kPhiloxW0;
+      k1[round] = k1[round - 1] + kPhiloxW1;
+    }
+    const uint64_t p = static_cast<uint64_t>(kPhiloxM0) * (upper ^ k0[0]);
+    third = static_cast<uint32_t>(p >> 32) ^ k1[1];
+    fourth = static_cast<uint32_t>(p) ^ k1[2];
+  }
+};
+
 }  // namespace pykernels::cpu

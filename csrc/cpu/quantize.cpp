@@ -2,6 +2,7 @@
 #include "isa.h"
 #include "quantize_kernels.h"
 #include "quantize_span.h"
+#include "scratch.h"
 
 namespace pykernels::cpu {
 namespace {
@@ -55,7 +56,9 @@ void quantize_asymmetric(const QuantizeAsymmetric& args, int64_t begin, int64_t 
 }
 
 void dequantize(const Dequantize& args, int64_t begin, int64_t end) {
-  kernels().dequantize[static_cast<int>(args.out_dtype)](args, begin, end);
+  thread_local Scratch scratch;
+  void* row = args.stream ? scratch.get(args.K * static_cast<int64_t>(sizeof(float))) : nullptr;
+  kernels().dequantize[static_cast<int>(args.out_dtype)](args, begin, end, row);
 }
 
 }  // namespace pykernels::cpu

@@ -12,7 +12,7 @@ struct QuantizeKernels {
   void (*both[3])(const QuantizeBoth&, int64_t begin, int64_t end);
   void (*blockwise[3])(const QuantizeBlockwise&, int64_t begin, int64_t end);
   void (*asymmetric[3])(const QuantizeAsymmetric&, int64_t begin, int64_t end);
-  void (*dequantize[3])(const Dequantize&, int64_t begin, int64_t end);
+  void (*dequantize[3])(const Dequantize&, int64_t begin, int64_t end, void* row);
 };
 
 extern const QuantizeKernels kQuantizePortable;

@@ -24,7 +24,7 @@ const RopeKernels& kernels() {
 
 void rope(const Rope& args, int64_t begin, int64_t end) {
   static thread_local Scratch scratch;
-  const int64_t floats = kRopeTile * 4 * args.pairs + args.D;
+  const int64_t floats = (2 * kRopeTile + 2) * rope_line(args.pairs) + args.D;
   float* tables = reinterpret_cast<float*>(scratch.get(floats * static_cast<int64_t>(sizeof(float))));
   kernels().rotate[static_cast<int>(args.dtype)](args, begin, end, tables);
 }

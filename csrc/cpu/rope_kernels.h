@@ -8,8 +8,11 @@ namespace pykernels::cpu {
 // Positions whose cosines and sines are made ready at once.
 inline constexpr int64_t kRopeTile = 32;
 
+// Floats of a position's cosines, padded to whole vectors of any instruction set.
+inline int64_t rope_line(int64_t pairs) { return (2 * pairs + 31) / 32 * 32; }
+
 struct RopeKernels {
-  // scratch: kRopeTile * 4 * pairs + D floats, aligned to 64 bytes.
+  // scratch: 2 * kRopeTile + 2 lines and D floats, aligned to 64 bytes.
   void (*rotate[3])(const Rope&, int64_t begin, int64_t end, float* scratch);
 };
 

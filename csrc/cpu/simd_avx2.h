@@ -31,8 +31,8 @@ struct Avx2 {
   static Two load2(const T* p) {
     return {load(p), load(p + kWidth)};
   }
-  static Two load2(const bf16* p) {
-    const I both = _mm256_loadu_si256(reinterpret_cast<const I*>(p));
+  static Two load2(const bf16* p) { return widen2(_mm256_loadu_si256(reinterpret_cast<const I*>(p))); }
+  static Two widen2(I both) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
             _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000))))};
   }
@@ -103,9 +103,37 @@ struct Avx2 {
     store(p, v.a), store(p + kWidth, v.b);
   }
   // A NaN must have a low half of 0, as those have that are made by the processor or came from bf16.
-  static void store2(bf16* p, Two v) {
-    const I even = _mm256_srli_epi32(round_to_bf16(v.a), 16);
-    _mm256_storeu_si256(reinterpret_cast<I*>(p), _mm256_blend_epi16(even, round_to_bf16(v.b), 0xaa));
+  static void store2(bf16* p, Two v) { _mm256_storeu_si256(reinterpret_cast<I*>(p), pack_bf16(v)); }
+  static I pack_bf16(Two v) {
+    return _mm256_blend_epi16(_mm256_srli_epi32(round_to_bf16(v.a), 16), round_to_bf16(v.b), 0xaa);
+  }
+  // store2 past the caches, to whole vectors of memory (p % sizeof(F) == 0). fence() orders such stores.
+  static void stream2(float* p, Two v) { _mm256_stream_ps(p, v.a), _mm256_stream_ps(p + kWidth, v.b); }
+  static void stream2(f16* p, Two v) {
+    const __m128i a = _mm256_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT),
+                  b = _mm256_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT);
+    _mm256_stream_si256(reinterpret_cast<I*>(p), _mm256_set_m128i(b, a));
+  }
+  static void stream2(bf16* p, Two v) { _mm256_stream_si256(reinterpret_cast<I*>(p), pack_bf16(v)); }
+  // Floats as they lie in memory, in the order in which load2 brings those of type T, and back.
+  template <class T>
+  static Two in_order_of(Two v) {
+    if constexpr (!std::is_same_v<T, bf16>) return v;
+    const F even = _mm256_shuffle_ps(v.a, v.b, 0x88), odd = _mm256_shuffle_ps(v.a, v.b, 0xdd);
+    return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even), 0xd8)),
+            _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(odd), 0xd8))};
+  }
+  // swap_pairs of two vectors in that order.
+  template <class T>
+  static Two swap_pairs2(Two v) {
+    if constexpr (std::is_same_v<T, bf16>) return {v.b, v.a};
+    return {swap_pairs(v.a), swap_pairs(v.b)};
+  }
+  template <class T>
+  static Two from_order_of(Two v) {
+    if constexpr (!std::is_same_v<T, bf16>) return v;
+    const F low = _mm256_unpacklo_ps(v.a, v.b), high = _mm256_unpackhi_ps(v.a, v.b);
+    return {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
   }
   // To nearest even, in the upper half.
   static I round_to_bf16(F v) {
@@ -253,6 +281,76 @@ struct Avx2 {
 #pragma GCC unroll 4
     for (int j = 0; j < kUniforms / kWidth; ++j)
       store(out + j * kWidth, mul(to_float(shift_right<8>(words[j])), set1(kUniformStep)));
+  }
+
+  // Which elements dropout keeps: bits of all ones where word >> 8 >= limit, for kKept elements from a counter whose
+  // upper half the constructor was told. Four words of a counter are four neighbours.
+  static constexpr int kKept = 32;
+  class Kept {
+   public:
+    Kept(uint64_t seed, uint32_t upper, uint32_t limit) {
+      const PhiloxRounds rounds(seed, upper);
+      for (int r = 0; r < kPhiloxRounds; ++r) k0_[r] = lane(rounds.k0[r]), k1_[r] = lane(rounds.k1[r]);
+      third_ = lane(rounds.third), fourth_ = lane(rounds.fourth);
+      below_ = set1(static_cast<int32_t>(limit) - 1);
+    }
+
+    // In the order that load2_kept wants for elements of type T.
+    template <class T>
+    void masks(uint32_t counter, I (&mask)[kKept / kWidth]) const {
+      const I order = sizeof(T) == 2 ? _mm256_set_epi64x(3, 2, 1, 0) : _mm256_set_epi64x(3, 1, 2, 0);
+      const I m0 = lane(kPhiloxM0), m1 = lane(kPhiloxM1);
+      I c0[2], c1[2], c2[2], c3[2];  // in the lower halves of 64-bit lanes; the upper ones are ignored
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        const I p = _mm256_mul_epu32(_mm256_add_epi32(lane(counter + 4 * j), order), m0);
+        const I q = _mm256_mul_epu32(_mm256_xor_si256(high(p), k1_[0]), m1);
+        c0[j] = _mm256_xor_si256(high(q), k0_[1]), c1[j] = q;
+        const I p0 = _mm256_mul_epu32(c0[j], m0), p1 = _mm256_mul_epu32(_mm256_xor_si256(p, third_), m1);
+        c0[j] = _mm256_xor_si256(high(p1), _mm256_xor_si256(c1[j], k0_[2])), c1[j] = p1;
+        c2[j] = _mm256_xor_si256(high(p0), fourth_), c3[j] = p0;
+      }
+#pragma GCC unroll 10
+      for (int r = 3; r < kPhiloxRounds - 1; ++r) {
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; ++j) {
+          const I p0 = _mm256_mul_epu32(c0[j], m0), p1 = _mm256_mul_epu32(c2[j], m1);
+          c0[j] = _mm256_xor_si256(high(p1), _mm256_xor_si256(c1[j], k0_[r])), c1[j] = p1;
+          c2[j] = _mm256_xor_si256(high(p0), _mm256_xor_si256(c3[j], k1_[r])), c3[j] = p0;
+        }
+      }
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        const I p0 = _mm256_mul_epu32(c0[j], m0), p1 = _mm256_mul_epu32(c2[j], m1);
+        const I first = last(p1, _mm256_xor_si256(c1[j], k0_[kPhiloxRounds - 1]));
+        const I second = last(p0, _mm256_xor_si256(c3[j], k1_[kPhiloxRounds - 1]));
+        mask[2 * j] = kept(_mm256_unpacklo_epi64(first, second));
+        mask[2 * j + 1] = kept(_mm256_unpackhi_epi64(first, second));
+      }
+    }
+
+   private:
+    static I lane(uint32_t v) { return _mm256_set1_epi64x(v); }
+    static I high(I v) { return _mm256_srli_epi64(v, 32); }
+    // (hi(p) ^ the lower half of x, lo(p)).
+    static I last(I p, I x) {
+      return _mm256_xor_si256(_mm256_shuffle_epi32(p, 0xb1), _mm256_blend_epi32(x, zero(), 0xaa));
+    }
+    I kept(I words) const { return _mm256_cmpgt_epi32(_mm256_srli_epi32(words, 8), below_); }
+
+    I k0_[kPhiloxRounds], k1_[kPhiloxRounds], third_, fourth_, below_;
+  };
+  // load2, with 0 where two vectors of a mask are 0.
+  static Two load2_kept(const float* p, I a, I b) {
+    return {_mm256_and_ps(load(p), _mm256_castsi256_ps(a)), _mm256_and_ps(load(p + kWidth), _mm256_castsi256_ps(b))};
+  }
+  static Two load2_kept(const f16* p, I a, I b) {
+    const I both = load_kept16(p, a, b);
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(both)), _mm256_cvtph_ps(_mm256_extracti128_si256(both, 1))};
+  }
+  static Two load2_kept(const bf16* p, I a, I b) { return widen2(load_kept16(p, a, b)); }
+  static I load_kept16(const void* p, I a, I b) {
+    return _mm256_and_si256(_mm256_loadu_si256(static_cast<const I*>(p)), _mm256_packs_epi32(a, b));
   }
 };
 

@@ -33,8 +33,8 @@ struct Avx512 {
   static Two load2(const T* p) {
     return {load(p), load(p + kWidth)};
   }
-  static Two load2(const bf16* p) {
-    const I both = _mm512_loadu_si512(p);
+  static Two load2(const bf16* p) { return widen2(_mm512_loadu_si512(p)); }
+  static Two widen2(I both) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
             _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000))))};
   }
@@ -88,9 +88,35 @@ struct Avx512 {
   static void store2(T* p, Two v) {
     store(p, v.a), store(p + kWidth, v.b);
   }
-  static void store2(bf16* p, Two v) {
-    const I even = _mm512_srli_epi32(round_to_bf16(v.a), 16);
-    _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaa, even, round_to_bf16(v.b)));
+  static void store2(bf16* p, Two v) { _mm512_storeu_si512(p, pack_bf16(v)); }
+  static I pack_bf16(Two v) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(round_to_bf16(v.a), 16), round_to_bf16(v.b));
+  }
+  static void stream2(float* p, Two v) { _mm512_stream_ps(p, v.a), _mm512_stream_ps(p + kWidth, v.b); }
+  static void stream2(f16* p, Two v) {
+    const I both = _mm512_inserti64x4(_mm512_castsi256_si512(to_f16(v.a)), to_f16(v.b), 1);
+    _mm512_stream_si512(reinterpret_cast<I*>(p), both);
+  }
+  static void stream2(bf16* p, Two v) { _mm512_stream_si512(reinterpret_cast<I*>(p), pack_bf16(v)); }
+  template <class T>
+  static Two in_order_of(Two v) {
+    if constexpr (!std::is_same_v<T, bf16>) return v;
+    const I even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return {_mm512_permutex2var_ps(v.a, even, v.b),
+            _mm512_permutex2var_ps(v.a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), v.b)};
+  }
+  // swap_pairs of two vectors in that order.
+  template <class T>
+  static Two swap_pairs2(Two v) {
+    if constexpr (std::is_same_v<T, bf16>) return {v.b, v.a};
+    return {swap_pairs(v.a), swap_pairs(v.b)};
+  }
+  template <class T>
+  static Two from_order_of(Two v) {
+    if constexpr (!std::is_same_v<T, bf16>) return v;
+    const I low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return {_mm512_permutex2var_ps(v.a, low, v.b),
+            _mm512_permutex2var_ps(v.a, _mm512_add_epi32(low, _mm512_set1_epi32(8)), v.b)};
   }
   static I round_to_bf16(F v) {
     const I bits = _mm512_castps_si512(v);
@@ -218,6 +244,59 @@ struct Avx512 {
 #pragma GCC unroll 2
     for (int j = 0; j < kUniforms / kWidth; ++j)
       store(out + j * kWidth, mul(to_float(shift_right<8>(words[j])), set1(kUniformStep)));
+  }
+
+  // As in simd_avx2.h; every type takes the same order.
+  static constexpr int kKept = 32;
+  class Kept {
+   public:
+    Kept(uint64_t seed, uint32_t upper, uint32_t limit) {
+      const PhiloxRounds rounds(seed, upper);
+      for (int r = 0; r < kPhiloxRounds; ++r) k0_[r] = lane(rounds.k0[r]), k1_[r] = lane(rounds.k1[r]);
+      third_ = lane(rounds.third), fourth_ = lane(rounds.fourth);
+      limit_ = set1(static_cast<int32_t>(limit));
+    }
+
+    template <class T>
+    void masks(uint32_t counter, I (&mask)[kKept / kWidth]) const {
+      const I m0 = lane(kPhiloxM0), m1 = lane(kPhiloxM1);
+      const I p = _mm512_mul_epu32(_mm512_add_epi32(lane(counter), _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0)), m0);
+      const I q = _mm512_mul_epu32(_mm512_xor_si512(high(p), k1_[0]), m1);
+      I p0 = _mm512_mul_epu32(_mm512_xor_si512(high(q), k0_[1]), m0);
+      I p1 = _mm512_mul_epu32(_mm512_xor_si512(p, third_), m1);
+      I c0 = xor3(high(p1), q, k0_[2]), c1 = p1, c2 = _mm512_xor_si512(high(p0), fourth_), c3 = p0;
+#pragma GCC unroll 10
+      for (int r = 3; r < kPhiloxRounds; ++r) {
+        p0 = _mm512_mul_epu32(c0, m0), p1 = _mm512_mul_epu32(c2, m1);
+        c0 = xor3(high(p1), c1, k0_[r]), c1 = p1;
+        c2 = xor3(high(p0), c3, k1_[r]), c3 = p0;
+      }
+      const I lo = _mm512_mask_blend_epi32(0xaaaa, c0, _mm512_slli_epi64(c1, 32));
+      const I hi = _mm512_mask_blend_epi32(0xaaaa, c2, _mm512_slli_epi64(c3, 32));
+      mask[0] = kept(_mm512_unpacklo_epi64(lo, hi));
+      mask[1] = kept(_mm512_unpackhi_epi64(lo, hi));
+    }
+
+   private:
+    static I lane(uint32_t v) { return _mm512_set1_epi64(v); }
+    static I high(I v) { return _mm512_srli_epi64(v, 32); }
+    static I xor3(I a, I b, I c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+    I kept(I words) const { return _mm512_movm_epi32(_mm512_cmpge_epi32_mask(_mm512_srli_epi32(words, 8), limit_)); }
+
+    I k0_[kPhiloxRounds], k1_[kPhiloxRounds], third_, fourth_, limit_;
+  };
+  static Two load2_kept(const float* p, I a, I b) {
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), a)),
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p + kWidth), b))};
+  }
+  static Two load2_kept(const f16* p, I a, I b) {
+    const I both = load_kept16(p, a, b);
+    return {_mm512_cvtph_ps(_mm512_castsi512_si256(both)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(both, 1))};
+  }
+  static Two load2_kept(const bf16* p, I a, I b) { return widen2(load_kept16(p, a, b)); }
+  static I load_kept16(const void* p, I a, I b) {
+    const I mask = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(a)), _mm512_cvtepi32_epi16(b), 1);
+    return _mm512_and_si512(_mm512_loadu_si512(p), mask);
   }
 };
 

@@ -94,6 +94,24 @@ struct Portable {
     store(p, v.a), store(p + kWidth, v.b);
   }
   template <class T>
+  static void stream2(T* p, Two v) {
+    store2(p, v);
+  }
+  // Floats as they lie in memory, in the order in which load2 brings those of type T, and back: here the same.
+  template <class T>
+  static Two in_order_of(Two v) {
+    return v;
+  }
+  // swap_pairs of two vectors in that order.
+  template <class T>
+  static Two swap_pairs2(Two v) {
+    return {swap_pairs(v.a), swap_pairs(v.b)};
+  }
+  template <class T>
+  static Two from_order_of(Two v) {
+    return v;
+  }
+  template <class T>
   static void store_tail(T* p, F v, int n) {
     for (int j = 0; j < n; ++j) p[j] = from_float<T>(v[j]);
   }
@@ -189,6 +207,31 @@ struct Portable {
     I word[1];
     random_words(counter, key, word);
     store(out, mul(to_float(shift_right<8>(word[0])), set1(kUniformStep)));
+  }
+
+  // As in simd_avx2.h; every type takes the same order.
+  static constexpr int kKept = 8;
+  class Kept {
+   public:
+    Kept(uint64_t seed, uint32_t upper, uint32_t limit) : seed_(seed), upper_(upper), limit_(limit) {}
+
+    template <class T>
+    void masks(uint32_t counter, I (&mask)[kKept / kWidth]) const {
+      for (uint32_t j = 0; j < 2; ++j) {
+        uint32_t word[4];
+        philox4x32(static_cast<uint64_t>(upper_) << 32 | (counter + j), {seed_, 0}, word);
+        for (int i = 0; i < 4; ++i) mask[j][i] = word[i] >> 8 >= limit_ ? -1 : 0;
+      }
+    }
+
+   private:
+    uint64_t seed_;
+    uint32_t upper_, limit_;
+  };
+  template <class T>
+  static Two load2_kept(const T* p, I a, I b) {
+    const Two v = load2(p);
+    return {reinterpret_cast<F>(reinterpret_cast<I>(v.a) & a), reinterpret_cast<F>(reinterpret_cast<I>(v.b) & b)};
   }
 };
 

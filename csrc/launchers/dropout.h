@@ -19,6 +19,7 @@ struct Dropout {
   uint64_t offset = 0;
   void* out = nullptr;           // [M, K]
   DType out_dtype = DType::f32;  // of residual too: that of x, or f32
+  bool stream = false;           // write past the caches; out then lies on lines of 64 bytes
 };
 
 namespace cpu {

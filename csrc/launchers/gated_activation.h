@@ -19,6 +19,7 @@ struct GatedForward {
   DType dtype = DType::f32;
   GatedActivation activation = GatedActivation::silu;
   void* out = nullptr;  // [M, K]
+  bool stream = false;  // write past the caches
 };
 
 // grad_gate = grad * up * act'(gate), grad_up = grad * act(gate).
@@ -36,6 +37,7 @@ struct GatedBackward {
   void* grad_up = nullptr;
   int64_t grad_gate_stride = 0;
   int64_t grad_up_stride = 0;
+  bool stream = false;  // write past the caches; grad_gate and grad_up then lie alike on lines of 64 bytes
 };
 
 // The result, rounded to dtype, quantised as quantize_rowwise does it. out is not used.

@@ -23,6 +23,7 @@ struct NormForward {
   float* scale = nullptr;  // [M]
   float* rstd = nullptr;   // [M]; null: not kept
   float* mean = nullptr;   // [M]; null: not kept
+  bool stream = false;     // write h and y past the caches; rows then are whole lines of 64 bytes
 };
 
 // grad_x = rstd * (g - mean(g) - x_hat * mean(g * x_hat)) + grad_h, where g = grad * weight; mean(g) only with a mean.
@@ -43,6 +44,7 @@ struct NormBackward {
   int64_t chunk_rows = 1;
   float* weight_sums = nullptr;  // [chunks, K], of grad * x_hat; null: not wanted
   float* bias_sums = nullptr;    // [chunks, K], of grad; null: not wanted
+  bool stream = false;           // write grad_x past the caches; rows then are whole lines of 64 bytes
 };
 
 namespace cpu {

@@ -104,6 +104,19 @@ inline Tensor empty_result(const std::vector<int64_t>& sizes, ScalarType dtype) 
   return out;
 }
 
+// Whether each row is whole lines of 64 bytes.
+inline bool on_lines(const Tensor& tensor, int64_t row_elements) {
+  return row_elements * static_cast<int64_t>(tensor.element_size()) % 64 == 0 &&
+         reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 64 == 0;
+}
+
+// Whether a kernel should write `out` past the caches: a result of this size has mostly left them before anyone reads
+// it, and an ordinary store first reads the line that it writes, a third of what a copy then moves.
+inline bool worth_streaming(const Tensor& out, int64_t row_elements) {
+  constexpr int64_t kStreamedBytes = 8 << 20;
+  return out.numel() * static_cast<int64_t>(out.element_size()) >= kStreamedBytes && on_lines(out, row_elements);
+}
+
 // x [..., K] as M rows with stride 1 inside and one stride between them; copied only when it does not lie that way.
 struct Rows {
   Tensor tensor;               // keeps the memory alive

@@ -28,7 +28,7 @@ Tensor dequantize_cpu(const Tensor& q, const Tensor& scale, const std::vector<in
   std::optional<Tensor> zero_points;
   if (zero_point.has_value()) zero_points = check_grid("zero_point", *zero_point, ScalarType::Int, grid);
 
-  Tensor out = empty_cpu(rows.sizes, out_dtype);
+  Tensor out = empty_result(rows.sizes, out_dtype);
   Dequantize args;
   args.q = static_cast<const int8_t*>(rows.tensor.const_data_ptr());
   args.q_stride = rows.stride;
@@ -39,6 +39,7 @@ Tensor dequantize_cpu(const Tensor& q, const Tensor& scale, const std::vector<in
   if (zero_points.has_value()) args.zero_point = static_cast<const int32_t*>(zero_points->const_data_ptr());
   args.out = out.mutable_data_ptr();
   args.out_dtype = float_dtype(out_dtype);
+  args.stream = worth_streaming(out, rows.K);
   torch::stable::parallel_for(0, rows.M, grain_of(rows.K),
                               [&](int64_t begin, int64_t end) { dequantize(args, begin, end); });
   return out;

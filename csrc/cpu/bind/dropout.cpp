@@ -60,6 +60,7 @@ Tensor dropout_cpu(const Tensor& x, const std::optional<Tensor>& residual, doubl
       args.residual_stride = residual_rows->stride;
     }
   }
+  args.stream = worth_streaming(out, 32);
   torch::stable::parallel_for(0, n, grain_of(1), [&](int64_t begin, int64_t end) { dropout(args, begin, end); });
   return out;
 }

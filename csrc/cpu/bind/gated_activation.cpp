@@ -91,6 +91,7 @@ Tensor gated_activation_cpu(const Tensor& gate, const std::optional<Tensor>& up,
   GatedForward args = in.forward();
   args.out = out.mutable_data_ptr();
   if (in.contiguous()) args.K = in.elements();
+  args.stream = worth_streaming(out, in.I);
   torch::stable::parallel_for(0, in.elements(), kGrain,
                               [&](int64_t begin, int64_t end) { gated_activation(args, begin, end); });
   return out;
@@ -141,6 +142,7 @@ std::tuple<Tensor, Tensor> gated_activation_backward_cpu(const Tensor& grad, con
                                       (in.packed ? in.I * static_cast<int64_t>(gate.element_size()) : 0);
   args.grad_up_stride = up.has_value() ? in.I : in.gate.K;
   if (in.contiguous() && args.grad_stride == in.I) args.K = in.elements();
+  args.stream = worth_streaming(grad_gate, in.I) && (!up.has_value() || worth_streaming(grad_up, in.I));
   torch::stable::parallel_for(0, in.elements(), kGrain,
                               [&](int64_t begin, int64_t end) { gated_activation_backward(args, begin, end); });
   return {grad_gate, grad_up};

@@ -99,6 +99,7 @@ inline NormResult run_norm(const char* op, const Tensor& x, const std::optional<
     args.rstd = static_cast<float*>(out.rstd.mutable_data_ptr());
     if (centre) args.mean = static_cast<float*>(out.mean.mutable_data_ptr());
   }
+  args.stream = worth_streaming(quantize ? out.h : out.y, rows.K);
   torch::stable::parallel_for(0, rows.M, grain_of(rows.K),
                               [&](int64_t begin, int64_t end) { norm_forward(args, begin, end); });
   return out;
@@ -153,6 +154,7 @@ inline std::tuple<Tensor, Tensor, Tensor> run_norm_backward(const char* op, cons
   Tensor grad_x = empty_result(rows.sizes, h.scalar_type());
   args.grad_x = grad_x.mutable_data_ptr();
 
+  args.stream = worth_streaming(grad_x, K);
   args.chunk_rows = norm_chunk_rows(M);
   const int64_t chunks = (M + args.chunk_rows - 1) / args.chunk_rows;
   weight_grad = weight_grad && weight;

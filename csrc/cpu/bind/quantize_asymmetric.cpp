@@ -12,7 +12,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize_asymmetric_cpu(const Tensor& x) {
   const Rows rows(x);
 
   const std::vector<int64_t> leading(rows.sizes.begin(), rows.sizes.end() - 1);
-  Tensor q = empty_cpu(rows.sizes, ScalarType::Char);
+  Tensor q = empty_result(rows.sizes, ScalarType::Char);
   Tensor scale = empty_cpu(leading, ScalarType::Float);
   Tensor zero_point = empty_cpu(leading, ScalarType::Int);
   QuantizeAsymmetric args;

@@ -11,7 +11,7 @@ std::tuple<Tensor, Tensor> quantize_blockwise_cpu(const Tensor& x, const std::ve
   const Blocks block(kOp, "x", x, block_size);
   const Rows rows(x);
 
-  Tensor q = empty_cpu(rows.sizes, ScalarType::Char);
+  Tensor q = empty_result(rows.sizes, ScalarType::Char);
   Tensor scale = empty_cpu(block.grid(rows.sizes), ScalarType::Float);
   QuantizeBlockwise args;
   args.x = rows.tensor.const_data_ptr();

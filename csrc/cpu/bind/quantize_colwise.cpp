@@ -11,7 +11,7 @@ std::tuple<Tensor, Tensor> quantize_colwise_cpu(const Tensor& x, bool stochastic
   STD_TORCH_CHECK(x.dim() == 2, kOp, ": expected x to have 2 dimensions, got ", x.dim());
   const Rows rows(x);
 
-  Tensor q = empty_cpu(rows.sizes, ScalarType::Char);
+  Tensor q = empty_result(rows.sizes, ScalarType::Char);
   Tensor scale = empty_cpu({rows.K}, ScalarType::Float);
   std::vector<float> inv(padded_columns(rows.K));
   QuantizeColwise args;

@@ -10,9 +10,6 @@ namespace {
 
 constexpr const char* kOp = "rope";
 
-// A result this large leaves the caches before anyone reads it.
-constexpr int64_t kStreamedBytes = 16 << 20;
-
 // One of q and k: read where it lies unless its last stride is not 1.
 struct Turned {
   Tensor x;
@@ -102,8 +99,8 @@ std::tuple<Tensor, Tensor> rope_cpu(const Tensor& q, const std::optional<Tensor>
   args.sin_stride = sines.stride(0);
   args.interleaved = interleaved;
   args.inverse = inverse;
-  const int64_t width = (args.q.heads + args.k.heads) * D, item = static_cast<int64_t>(q.element_size());
-  args.stream = D * item % 64 == 0 && B * S * width * item >= kStreamedBytes;
+  const int64_t width = (args.q.heads + args.k.heads) * D;
+  args.stream = worth_streaming(query.out, D) && (!key.has_value() || on_lines(key->out, D));
   torch::stable::parallel_for(0, B * S, grain_of(width), [&](int64_t begin, int64_t end) { rope(args, begin, end); });
   return {query.out, key.has_value() ? key->out : empty_cpu({0}, q.scalar_type())};
 }
