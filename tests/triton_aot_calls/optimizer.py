@@ -41,13 +41,13 @@ def calls() -> Iterator[tuple]:
 
     for label, archs, *given in (
         ("adamw float32", every, ADAM, DECOUPLED, "su", F32, F32, F32, NEAREST),
-        ("adamw codes", every, ADAM, DECOUPLED, "su", F32, F32, "codes", NEAREST),
+        ("adamw codes", hopper, ADAM, DECOUPLED, "su", F32, F32, "codes", NEAREST),
         ("adamw bf16 stochastic codes", every, ADAM, DECOUPLED, "su", BF16, BF16, "codes", STOCHASTIC),
-        ("adamw bf16 split master codes", every, ADAM, DECOUPLED, "su", BF16, BF16, "codes", SPLIT_MASTER),
-        ("adamw bf16 kahan bf16 state", every, ADAM, DECOUPLED, "su", BF16, BF16, BF16, KAHAN),
+        ("adamw bf16 split master codes", hopper, ADAM, DECOUPLED, "su", BF16, BF16, "codes", SPLIT_MASTER),
+        ("adamw bf16 kahan bf16 state", hopper, ADAM, DECOUPLED, "su", BF16, BF16, BF16, KAHAN),
         ("adam amsgrad codes", every, ADAM, AMSGRAD, "suu", F32, BF16, "codes", NEAREST),
         ("lamb codes", hopper, LAMB, 0, "su", F32, F32, "codes", NEAREST),
-        ("lion codes stochastic", every, LION, 0, "s", BF16, BF16, "codes", STOCHASTIC),
+        ("lion codes stochastic", hopper, LION, 0, "s", BF16, BF16, "codes", STOCHASTIC),
         ("sgd nesterov", hopper, SGD, MOMENTUM | NESTEROV, "s", F32, F32, F32, NEAREST),
         ("sgd plain bf16", hopper, SGD, 0, "", BF16, F32, F32, STOCHASTIC),
         ("adagrad codes", hopper, ADAGRAD, 0, "u", F32, F32, "codes", NEAREST),
