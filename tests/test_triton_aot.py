@@ -7,6 +7,7 @@ specialisation. A spill, a stack frame or too much shared memory in any of them 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -137,7 +138,11 @@ def _calls():
     yield from triton_aot_calls.collect()
 
 
-def _resources(cubin: bytes, tools: Path) -> dict[str, int | list[str]]:
+def _resources(cubin: bytes, tools: Path, seen: Path) -> dict[str, int | list[str]]:
+    """What the SASS uses, kept in `seen` by the binary's hash: a disassembly costs more than most compiles."""
+    known = seen / f"{hashlib.sha256(cubin).hexdigest()}.json"
+    if known.is_file():
+        return json.loads(known.read_text())
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -145,13 +150,17 @@ def _resources(cubin: bytes, tools: Path) -> dict[str, int | list[str]]:
         dump = subprocess.run(command, capture_output=True, text=True, check=True)
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", dump.stdout + dump.stderr))
     tensor_cores = re.findall(r"\b(?:IGMMA|HGMMA|IMMA|HMMA|UTCIMMA|UTCHMMA)\b", dump.stdout)
-    return {
+    resources = {
         "registers": int(found["REG"]),
         "stack": int(found["STACK"]),
         "local": int(found["LOCAL"]),
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", dump.stdout)),
         "tensor_cores": sorted(set(tensor_cores)),
     }
+    with tempfile.NamedTemporaryFile("w", dir=seen, delete=False) as file:
+        file.write(json.dumps(resources))
+    os.replace(file.name, known)
+    return resources
 
 
 def _worker() -> None:
@@ -165,6 +174,10 @@ def _worker() -> None:
     from pykernels.kernels import _tuning
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    # Beside Triton's own cache; what is read out of a disassembly changes with this file.
+    edition = hashlib.sha256(triton.__version__.encode() + Path(__file__).read_bytes()).hexdigest()[:16]
+    cache = Path(triton.knobs.cache.dir) / f"pykernels-sass-{edition}"
+    cache.mkdir(parents=True, exist_ok=True)
     disassemblers = ThreadPoolExecutor(2)  # beside the next compile
     reports, seen = [], set()
     label, architectures = "", ()
@@ -192,7 +205,7 @@ def _worker() -> None:
                 "fused": len(re.findall(r"\bfma\.", kernel.asm["ptx"])),
                 "fusion": options.enable_fp_fusion,
             }
-            reports.append((report, disassemblers.submit(_resources, kernel.asm["cubin"], tools)))
+            reports.append((report, disassemblers.submit(_resources, kernel.asm["cubin"], tools, cache)))
 
     JITFunction.run = compile_instead
     for number, call in enumerate(_calls()):
