@@ -39,6 +39,38 @@ def test_functions_take_turns() -> None:
     assert times.keys() == {"a", "b"}
 
 
+def test_no_round_begins_when_time_is_up_and_three_are_counted() -> None:
+    calls: list[str] = []
+    arguments = ({"a": lambda: calls.append("a")}, torch.device("cpu"), 9)
+    measure.interleaved_p50(*arguments, seconds=0.0)
+    assert len(calls) == 1 + 3
+    calls.clear()
+    measure.interleaved_p50(*arguments, warm_up=False)
+    assert len(calls) == 9
+
+
+class _Bigrams(nn.Module):
+    """Logits that depend on the token alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, 16)
+
+    def forward(self, tokens: torch.Tensor) -> _Bigrams:
+        self.logits = self.table(tokens)
+        return self
+
+
+def test_a_loss_is_the_mean_of_its_windows_and_may_be_cut_short() -> None:
+    model, windows = _Bigrams(), torch.randint(16, (6, 10))
+    losses = measure.window_losses(model, windows)
+    assert len(losses) == 6 and measure.language_model_loss(model, windows) == pytest.approx(sum(losses) / 6)
+    logits = model.table(windows[:, :-1])
+    truth = nn.functional.cross_entropy(logits.reshape(-1, 16), windows[:, 1:].reshape(-1)).item()
+    assert sum(losses) / 6 == pytest.approx(truth, rel=1e-5)
+    assert measure.window_losses(model, windows, seconds=0.0) == losses[:4]
+
+
 def test_neighbour_agreement_ignores_the_vector_itself() -> None:
     reference = nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]), dim=-1)
     assert measure.neighbour_agreement(reference, reference) == 1.0
@@ -86,11 +118,18 @@ def test_a_variant_leaves_the_model_as_it_was() -> None:
 
 
 def _rows() -> list[run.Row]:
-    language = {"bytes": 5e8, "prefill_ms": 100.0, "decode_ms": 9.5, "loss": 2.75, "loss_rise": 0.0}
+    language = {
+        "bytes": 5e8,
+        "prefill_ms": 100.0,
+        "decode_ms": 9.5,
+        "loss": 2.75,
+        "loss_rise": 0.0,
+        "loss_windows": 12.0,
+    }
     encoder = {"bytes": 9e7, "one_ms": 4.0, "batch_ms": 60.0, "cosine": 1.0, "neighbour_agreement": 1.0}
     return [
         run.Row("SmolLM2-135M", "float32", language, text="Because."),
-        run.Row("SmolLM2-135M", "pykernels W8A8", {**language, "loss_rise": 0.02, "loss": 2.77}),
+        run.Row("SmolLM2-135M", "pykernels W8A8", {**language, "loss_rise": 0.02, "loss": 2.77, "loss_windows": 5.0}),
         run.Row("SmolLM2-135M", "torch dynamic INT8", absent="no engine"),
         run.Row("MiniLM-L6", "float32", encoder),
         run.Row("MiniLM-L6", "pykernels W8A8", {**encoder, "cosine": 0.998}),
@@ -110,6 +149,7 @@ def test_tables_name_the_absent(capsys: pytest.CaptureFixture[str]) -> None:
     report.print_tables(_rows(), torch.device("cpu"))
     printed = capsys.readouterr().out
     assert "torch dynamic INT8: absent, no engine" in printed
+    assert "pykernels W8A8: loss over 5 of 12 windows" in printed and "float32: loss over" not in printed
     assert "+0.0200" in printed and "0.99800" in printed and "Because." in printed
 
 

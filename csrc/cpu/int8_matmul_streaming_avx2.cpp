@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kCodes = 16;  // of one vector of int16
 constexpr int kLine = 64;
-constexpr int64_t kAheadBytes = 32 << 10;
+constexpr int64_t kAheadBytes = 8 << 10;
 
 inline __m256i widen(const int8_t* p) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -39,18 +39,26 @@ def interleaved_p50(
     rounds: int,
     calls: int = 1,
     advance: Callable[[], object] = lambda: None,
+    *,
+    warm_up: bool = True,
+    seconds: float = float("inf"),
 ) -> dict[str, float]:
     """Median milliseconds of one call of each function.
 
     All functions take turns in every round, so that a machine that slows down slows them alike.
 
     Args:
-        rounds: rounds that are counted, after one that is not.
+        rounds: rounds that are counted, at most.
         calls: calls timed together in a round, for functions that are short.
         advance: called after every round.
+        warm_up: begin with a round that is not counted.
+        seconds: begin no further round after this long, once 3 are counted.
     """
     seen: dict[str, list[float]] = {name: [] for name in functions}
-    for round_number in range(rounds + 1):
+    begin = time.perf_counter()
+    for round_number in range(0 if warm_up else 1, rounds + 1):
+        if round_number > 3 and time.perf_counter() - begin > seconds:
+            break
         for name, function in functions.items():
             _synchronize(device)
             start = time.perf_counter()
@@ -64,14 +72,30 @@ def interleaved_p50(
 
 
 @torch.inference_mode()
-def language_model_loss(model: nn.Module, windows: Tensor, advance: Callable[[], object] = lambda: None) -> float:
-    """Mean next-token cross entropy in nats over windows int64 [windows, tokens]; logits are compared in float32."""
-    losses = []
+def window_losses(
+    model: nn.Module,
+    windows: Tensor,
+    advance: Callable[[], object] = lambda: None,
+    seconds: float = float("inf"),
+) -> list[float]:
+    """Mean next-token cross entropy in nats of each of windows int64 [windows, tokens]; logits compared in float32.
+
+    No window is begun after ``seconds`` once 4 are done, so the list may be shorter.
+    """
+    losses: list[float] = []
+    begin = time.perf_counter()
     for window in windows:
+        if len(losses) >= 4 and time.perf_counter() - begin > seconds:
+            break
         logits = model(window[None]).logits[0, :-1].float()
         losses.append(nn.functional.cross_entropy(logits, window[1:]).item())
         advance()
-    return statistics.fmean(losses)
+    return losses
+
+
+def language_model_loss(model: nn.Module, windows: Tensor) -> float:
+    """The mean of ``window_losses`` over all windows."""
+    return statistics.fmean(window_losses(model, windows))
 
 
 def prefill(model: nn.Module, prompt: Tensor) -> Callable[[], object]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import sub
+from statistics import fmean as mean
 from typing import Any
 
 import torch
@@ -18,7 +20,11 @@ QUESTION = "Explain in one sentence why the sky is blue."
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured. ``windows`` of ``tokens`` tokens give the loss, ``calibration`` others the scales."""
+    """How much is measured, at most. ``windows`` of ``tokens`` tokens give the loss, ``calibration`` others the scales.
+
+    Latencies take no further round after ``seconds``, once 3 are counted; a form other than float32 reads no further
+    window for its loss after ``loss_seconds``, once 4 are read.
+    """
 
     tokens: int = 512
     windows: int = 12
@@ -30,6 +36,8 @@ class Sizes:
     sentences: int = 320
     batch: int = 32
     encoder_rounds: int = 8
+    seconds: float = 12.0
+    loss_seconds: float = 25.0
 
 
 QUICK = Sizes(
@@ -74,27 +82,40 @@ def measure_language_model(sizes: Sizes, device: torch.device, steps: Steps) -> 
     """Rows of SmolLM2-135M-Instruct.
 
     Values: bytes, prefill_ms (``sizes.tokens`` tokens), decode_ms (one token after them), loss (nats per token),
-    loss_rise (over float32). ``text`` is the greedy answer to ``QUESTION``.
+    loss_rise (over float32), loss_windows (of which they are the mean). ``text`` is the greedy answer to ``QUESTION``.
     """
     with steps("SmolLM2-135M: reading"):
         language_model = models.load_language_model(device)
         evaluation, calibration = data.windows(language_model, sizes.windows, sizes.calibration, sizes.tokens)
     evaluation = evaluation.to(device)
-    batches = [window[None].to(device) for window in calibration]
+    # Logits calibrate nothing.
+    batches = [{"input_ids": window[None].to(device), "logits_to_keep": 1} for window in calibration]
     rows, built = _build("SmolLM2-135M", language_model.model, batches, steps)
 
     with steps("SmolLM2-135M: loss", total=len(built) * len(evaluation)) as advance:
-        losses = {name: measure.language_model_loss(model, evaluation, advance) for name, model in built.items()}
-    _store(rows, "loss", losses)
-    _store(rows, "loss_rise", {name: loss - losses[BASELINE] for name, loss in losses.items()})
+        losses = {}
+        for name, model in built.items():
+            seconds = float("inf") if name == BASELINE else sizes.loss_seconds
+            losses[name] = measure.window_losses(model, evaluation, advance, seconds)
+    # Over the windows that a form has read; float32 has read all.
+    rises = {name: mean(map(sub, values, losses[BASELINE])) for name, values in losses.items()}
+    _store(rows, "loss_rise", rises)
+    _store(rows, "loss", {name: mean(losses[BASELINE]) + rise for name, rise in rises.items()})
+    _store(rows, "loss_windows", {name: float(len(values)) for name, values in losses.items()})
 
     prompt = evaluation[:1]
-    with steps("SmolLM2-135M: prefill", total=sizes.prefill_rounds + 1) as advance:
+    with steps("SmolLM2-135M: prefill", total=sizes.prefill_rounds) as advance:
         prefills = {name: measure.prefill(model, prompt) for name, model in built.items()}
-        _store(rows, "prefill_ms", measure.interleaved_p50(prefills, device, sizes.prefill_rounds, advance=advance))
+        # The losses have warmed everything up.
+        prefill_ms = measure.interleaved_p50(
+            prefills, device, sizes.prefill_rounds, advance=advance, warm_up=False, seconds=sizes.seconds
+        )
+        _store(rows, "prefill_ms", prefill_ms)
     with steps("SmolLM2-135M: decoding", total=sizes.decode_rounds + 1) as advance:
         decoders = {name: measure.decoding_step(model, prompt) for name, model in built.items()}
-        decode_ms = measure.interleaved_p50(decoders, device, sizes.decode_rounds, sizes.decode_calls, advance)
+        decode_ms = measure.interleaved_p50(
+            decoders, device, sizes.decode_rounds, sizes.decode_calls, advance, seconds=sizes.seconds
+        )
         _store(rows, "decode_ms", decode_ms)
     with steps("SmolLM2-135M: generating", total=len(built)) as advance:
         for name, model in built.items():
@@ -135,7 +156,8 @@ def measure_encoder(sizes: Sizes, device: torch.device, steps: Steps) -> list[Ro
         batch = {name: value[:count] for name, value in evaluation[0].items()}
         with steps(f"MiniLM-L6: {count} sentence{'s' * (count > 1)}", total=sizes.encoder_rounds + 1) as advance:
             calls = {name: _bound(model, batch) for name, model in built.items()}
-            _store(rows, key, measure.interleaved_p50(calls, device, sizes.encoder_rounds, advance=advance))
+            times = measure.interleaved_p50(calls, device, sizes.encoder_rounds, advance=advance, seconds=sizes.seconds)
+            _store(rows, key, times)
     return list(rows.values())
 
 
