@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -28,12 +28,15 @@ def clip_grad_norm_(
     parameters: tensors, or (name, tensor) pairs as named_parameters() gives them, for the error's sake. Gradients are
     multiplied by min(1, max_norm / (norm + 1e-6)) in place. The norm is a scalar on the first gradient's device,
     the same on every rank, float32 (float64 with float64 gradients), and is not read back unless error_if_nonfinite.
-    Squares are summed in float64; the sums of one mesh are reduced together. Other norm types go through torch.
+    Squares are summed in float64; the sums of one mesh are reduced together. Other norms go through torch.
     Errors: RuntimeError naming the parameters whose gradient is not finite (error_if_nonfinite) or is sparse,
-    ValueError for a negative max_norm; no gradient has changed then. foreach is accepted and changes nothing.
+    ValueError for a max_norm below 0 or a norm_type not above; no gradient has changed then. foreach changes nothing.
     """
     if not max_norm >= 0.0:
         raise ValueError(f"clip_grad_norm_: expected max_norm to be at least 0, got {max_norm}")
+    norm_type = float(norm_type)
+    if not norm_type > 0.0:
+        raise ValueError(f"clip_grad_norm_: expected norm_type to be above 0, got {norm_type}")
     named = [(name, p.grad) for name, p in _named(parameters) if p.grad is not None]
     if not named:
         return torch.tensor(0.0)
@@ -74,9 +77,24 @@ def _norms(grads: list[Tensor]) -> Tensor:
 
 
 def _other_norms(grads: list[Tensor], norm_type: float) -> Tensor:
-    norms = [torch.linalg.vector_norm(g, norm_type) for g in grads]
-    whole = [norm.full_tensor() if _shard.is_dtensor(norm) else norm for norm in norms]  # type: ignore[attr-defined]
-    return torch.stack([norm.to(grads[0].device, torch.float64) for norm in whole])
+    """As `_norms`, one gradient at a time."""
+    norms = []
+    for grad in grads:
+        whole = _shard.without_partial(grad)
+        part, sharded = _shard.local(whole), _shard.sharding(whole)
+        if not part.numel():
+            norm = torch.zeros((), dtype=torch.float64, device=part.device)
+        else:
+            norm = torch.linalg.vector_norm(part, norm_type, dtype=torch.float64)
+        if sharded and norm_type == inf:
+            mesh, dims = sharded
+            norm = norm.to(mesh.device_type)
+            for dim in dims:
+                torch.distributed.all_reduce(norm, torch.distributed.ReduceOp.MAX, group=mesh.get_group(dim))
+        elif sharded:
+            norm = _shard.all_reduce(norm**norm_type, sharded) ** (1.0 / norm_type)
+        norms.append(norm.to(grads[0].device))
+    return torch.stack(norms)
 
 
 def _scale(grads: list[Tensor], factor: Tensor) -> None:
