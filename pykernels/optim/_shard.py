@@ -45,11 +45,12 @@ def wrap(part: Tensor, param: Tensor, shape: list[int]) -> Tensor:
     stride = [prod(shape[i + 1 :]) for i in range(len(shape))]
     if part.device.type != param.device_mesh.device_type:  # type: ignore[attr-defined]
         # from_local would move it: what FSDP2 or OffloadedOptimizer keeps on the host has its state there.
+        from torch.distributed.tensor import DTensor
         from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
         meta = TensorMeta(torch.Size(shape), tuple(stride), part.dtype)
         spec = DTensorSpec(param.device_mesh, param.placements, tensor_meta=meta)  # type: ignore[attr-defined]
-        return type(param)(part, spec, requires_grad=False)  # type: ignore[call-arg]
+        return DTensor(part, spec, requires_grad=False)
     return type(param).from_local(  # type: ignore[attr-defined,no-any-return]
         part,
         param.device_mesh,  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""OffloadedOptimizer without ranks: copies on a device made of paper, masters, changes from outside, gradient scales."""
+"""OffloadedOptimizer without ranks: copies on a device made of paper, masters, changes from outside, scales."""
 
 from __future__ import annotations
 

@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from pykernels import optim
 from pykernels.__main__ import main
 from pykernels.distributed import memory_per_rank, state_bytes
+from pykernels.distributed.plan import choices
 
 PAPER = {0: 120.0, 1: 31.4, 2: 16.6, 3: 1.9}  # GB, Rajbhandari et al. 2020, figure 1
 
@@ -120,3 +123,23 @@ def test_importing_the_package_does_not_import_the_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "no attribute 'one'" in done.stdout and "this build of torch lacks" in done.stdout, done.stderr
+
+
+def test_the_formula_is_that_of_the_optimizers() -> None:
+    """optim.state_bytes counts the tensors that an optimizer makes for one parameter, its step's 4 bytes included."""
+    for bits in (32, 16, 8):
+        for rounding in ("nearest", "stochastic", "kahan", "split_master"):
+            made = optim.state_bytes((512, 1024), torch.bfloat16, optim.AdamW, state_bits=bits, rounding=rounding)
+            assert made - 4 == state_bytes(bits, rounding) * 512 * 1024
+
+
+def test_the_documents_table() -> None:
+    """docs/distributed.md shows what the command prints."""
+    page = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
+    for state_bits, rounding in choices("bfloat16"):
+        settings = {"state_bits": state_bits, "rounding": rounding}
+        gigabytes = [memory_per_rank(7.5e9, 64, stage, **settings) / 1e9 for stage in range(4)]
+        cells = [f"{value:.1f}" if value >= 1 else f"{value:.3g}" for value in gigabytes]
+        name = "float32 copy" if rounding is None else f'`"{rounding}"`'
+        row = f"| {state_bits} | {name} | {state_bytes(**settings):.5g} | {' | '.join(cells)} |"
+        assert row in page.splitlines(), row
