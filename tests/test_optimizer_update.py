@@ -137,7 +137,7 @@ def test_gradients_that_are_not_finite(rounding: int, state: str) -> None:
             grad.view(-1)[torch.arange(6) * 29 + i] = bits.view(torch.bfloat16)
     wanted = compare(start)[-1]
     assert any(torch.isnan(p).any() for p in wanted.params)
-    assert all(not torch.isinf(p).any() or torch.isnan(p).any() for p in wanted.params)
+    assert not any(torch.isinf(p).any() for p in wanted.params)
 
 
 @pytest.mark.parametrize("algorithm", list(NUMBERS))
@@ -158,11 +158,11 @@ def shards(whole: Problem, cuts: list[slice]) -> list[Problem]:
     found = []
     columns = as_rows(whole.params[0]).shape[1]
     for rows, cols in zip(cuts[::2], cuts[1::2], strict=True):
-        parts = [[tensor[rows, cols].contiguous() for tensor in tensors] for tensors in
+        parts = [[tensor[rows, cols].clone(memory_format=torch.contiguous_format) for tensor in tensors] for tensors in
                  (whole.params, whole.grads, whole.states, whole.extras)]  # fmt: skip
         blocks = slice(None if cols.start is None else cols.start // whole.block_size,
                        None if cols.stop is None else -(-cols.stop // whole.block_size))  # fmt: skip
-        scales = [scale[rows, blocks].contiguous() for scale in whole.scales]
+        scales = [scale[rows, blocks].clone(memory_format=torch.contiguous_format) for scale in whole.scales]
         start = (rows.start or 0) * columns + (cols.start or 0)
         params, grads, states, extras = parts
         found.append(
