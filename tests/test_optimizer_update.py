@@ -73,9 +73,18 @@ def test_every_way_to_store(dtype: torch.dtype, grad_dtype: torch.dtype, roundin
 
 @pytest.mark.parametrize(("algorithm", "flags"), [(a, f[-1]) for a, f in FLAGS.items()])
 def test_float64(algorithm: int, flags: int) -> None:
-    for grad_dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        compare(problem(algorithm, flags, dtype=torch.float64, grad_dtype=grad_dtype, state="float64"))
-    compare(problem(algorithm, flags, dtype=torch.float64, state="float64", rounding=rules.KAHAN))
+    """Within a few ulps of float64: PyTorch's own roots of float64 are an ulp off for some values."""
+    makes = [{"grad_dtype": dtype} for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)]
+    for options in (*makes, {"rounding": rules.KAHAN}):
+        start = problem(algorithm, flags, dtype=torch.float64, state="float64", **options)
+        wanted = steps_of("reference", start, 2)[-1]
+        for backend in ISAS:
+            got = steps_of(backend, start, 2)[-1]
+            for name in ("params", "states", "steps"):
+                torch.testing.assert_close(getattr(got, name), getattr(wanted, name), rtol=1e-14, atol=1e-15)
+        if got.extras:
+            for p, lost in zip(got.params, got.extras, strict=True):
+                assert torch.equal(lost, p - p.float().double())
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 256, 1000])
@@ -137,7 +146,7 @@ def test_gradients_that_are_not_finite(rounding: int, state: str) -> None:
             grad.view(-1)[torch.arange(6) * 29 + i] = bits.view(torch.bfloat16)
     wanted = compare(start)[-1]
     assert any(torch.isnan(p).any() for p in wanted.params)
-    assert all(not torch.isinf(p).any() or torch.isnan(p).any() for p in wanted.params)
+    assert not any(torch.isinf(p).any() for p in wanted.params)
 
 
 @pytest.mark.parametrize("algorithm", list(NUMBERS))
@@ -158,11 +167,11 @@ def shards(whole: Problem, cuts: list[slice]) -> list[Problem]:
     found = []
     columns = as_rows(whole.params[0]).shape[1]
     for rows, cols in zip(cuts[::2], cuts[1::2], strict=True):
-        parts = [[tensor[rows, cols].contiguous() for tensor in tensors] for tensors in
+        parts = [[tensor[rows, cols].clone(memory_format=torch.contiguous_format) for tensor in tensors] for tensors in
                  (whole.params, whole.grads, whole.states, whole.extras)]  # fmt: skip
         blocks = slice(None if cols.start is None else cols.start // whole.block_size,
                        None if cols.stop is None else -(-cols.stop // whole.block_size))  # fmt: skip
-        scales = [scale[rows, blocks].contiguous() for scale in whole.scales]
+        scales = [scale[rows, blocks].clone(memory_format=torch.contiguous_format) for scale in whole.scales]
         start = (rows.start or 0) * columns + (cols.start or 0)
         params, grads, states, extras = parts
         found.append(

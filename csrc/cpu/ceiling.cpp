@@ -39,6 +39,14 @@ uint64_t read_portable(const void* data, int64_t bytes) {
   return total;
 }
 
+// The lines of an array that belong to piece `index` of `pieces`.
+struct Lines {
+  int64_t begin, end;
+
+  Lines(int64_t bytes, int64_t index, int64_t pieces)
+      : begin(bytes / 64 * index / pieces * 64), end(bytes / 64 * (index + 1) / pieces * 64) {}
+};
+
 }  // namespace
 
 int64_t pykernels_ceiling_int8(int64_t iterations) {
@@ -66,4 +74,36 @@ uint64_t pykernels_ceiling_read(const void* data, int64_t bytes) {
   if (pykernels::cpu::isa() == Isa::avx2) return pykernels::cpu::ceiling_read_avx2(data, bytes);
 #endif
   return read_portable(data, bytes);
+}
+
+uint64_t pykernels_ceiling_update(void* const* updated, const int64_t* updated_bytes, int64_t updates,
+                                  const void* const* read, const int64_t* read_bytes, int64_t reads) {
+  constexpr int64_t kPiece = 4096;
+  int64_t longest = 0;
+  for (int64_t j = 0; j < updates; ++j) longest = longest < updated_bytes[j] ? updated_bytes[j] : longest;
+  for (int64_t j = 0; j < reads; ++j) longest = longest < read_bytes[j] ? read_bytes[j] : longest;
+  const int64_t pieces = (longest + kPiece - 1) / kPiece;
+  uint64_t acc[8] = {};
+  for (int64_t index = 0; index < pieces; ++index) {
+    for (int64_t j = 0; j < reads; ++j) {
+      const Lines lines(read_bytes[j], index, pieces);
+      for (int64_t i = lines.begin; i < lines.end; i += 64) {
+        uint64_t line[8];
+        std::memcpy(line, static_cast<const char*>(read[j]) + i, sizeof(line));
+        for (int k = 0; k < 8; ++k) acc[k] ^= line[k];
+      }
+    }
+    for (int64_t j = 0; j < updates; ++j) {
+      const Lines lines(updated_bytes[j], index, pieces);
+      for (int64_t i = lines.begin; i < lines.end; i += 64) {
+        uint64_t line[8];
+        std::memcpy(line, static_cast<char*>(updated[j]) + i, sizeof(line));
+        for (int k = 0; k < 8; ++k) line[k] ^= acc[k];
+        std::memcpy(static_cast<char*>(updated[j]) + i, line, sizeof(line));
+      }
+    }
+  }
+  uint64_t total = 0;
+  for (uint64_t v : acc) total ^= v;
+  return total;
 }

@@ -19,4 +19,10 @@ extern "C" {
 __attribute__((visibility("default"))) int64_t pykernels_ceiling_int8(int64_t iterations);
 __attribute__((visibility("default"))) const char* pykernels_ceiling_int8_name();
 __attribute__((visibility("default"))) uint64_t pykernels_ceiling_read(const void* data, int64_t bytes);
+// Reads some arrays and reads and writes others, side by side as an update does: a plain loop in the compiler's own
+// instructions. Returns a value that depends on all of them.
+__attribute__((visibility("default"))) uint64_t pykernels_ceiling_update(void* const* updated,
+                                                                         const int64_t* updated_bytes, int64_t updates,
+                                                                         const void* const* read,
+                                                                         const int64_t* read_bytes, int64_t reads);
 }

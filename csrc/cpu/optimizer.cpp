@@ -24,7 +24,8 @@ const OptimizerKernels& kernels() {
 float* scratch_of(const OptimizerRule& rule) {
   static thread_local Scratch scratch;
   if (rule.state != StateKind::codes) return nullptr;
-  return reinterpret_cast<float*>(scratch.get(rule.slots * optimizer_scratch(rule) * static_cast<int64_t>(sizeof(float))));
+  return reinterpret_cast<float*>(
+      scratch.get(rule.slots * optimizer_scratch(rule) * static_cast<int64_t>(sizeof(float))));
 }
 
 }  // namespace

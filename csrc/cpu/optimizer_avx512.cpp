@@ -8,8 +8,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "optimizer_kernels.h"
 #include "float_types.h"
+#include "optimizer_kernels.h"
 #include "philox.h"
 
 // As in quantize_avx2.cpp: no header of others below this line.

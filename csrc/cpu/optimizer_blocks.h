@@ -43,7 +43,7 @@ struct At {
 // n elements from `from` on of the states; plain as in `advance`.
 template <class S, Algorithm A, bool plain, class T, class States>
 void step_vectors(const Rule<S>& given, T* p, const T* g, States& kept, int64_t from, int64_t n,
-                         const uint16_t* random) {
+                  const uint16_t* random) {
   // Copies that no store can reach, so that they stay in registers.
   const Rule<S> rule = given;
   States states = kept;
@@ -101,7 +101,9 @@ struct Norms {
       const int rest = static_cast<int>(n - k);
       const auto old = S::load_tail(p + k, rest);
       float u[S::kWidth] = {};
-      S::store_tail(u, advance<S, A, false>(rule, old, S::load_tail(g + k, rest), At<false, States>{states, from + k, rest}), rest);
+      S::store_tail(
+          u, advance<S, A, false>(rule, old, S::load_tail(g + k, rest), At<false, States>{states, from + k, rest}),
+          rest);
       take(old, S::load(u));
     }
   }
@@ -112,9 +114,8 @@ struct Norms {
     for (int64_t begin = 0; begin < n; begin += kChain) {
       const int64_t count = std::min(kChain, n - begin);
       auto of_p = S::set1(0.0f), of_u = of_p;
-      each(p + begin, g + begin, states, from + begin, count, [&](auto old, auto u) {
-        of_p = S::add(of_p, S::mul(old, old)), of_u = S::add(of_u, S::mul(u, u));
-      });
+      each(p + begin, g + begin, states, from + begin, count,
+           [&](auto old, auto u) { of_p = S::add(of_p, S::mul(old, old)), of_u = S::add(of_u, S::mul(u, u)); });
       const float p_sum = S::reduce_add(of_p), u_sum = S::reduce_add(of_u);
       if (square_sum_is_safe(p_sum) && square_sum_is_safe(u_sum)) {
         sums[0] += static_cast<double>(p_sum), sums[1] += static_cast<double>(u_sum);

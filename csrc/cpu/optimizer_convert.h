@@ -136,9 +136,7 @@ float* read_param(const OptimizerRule& rule, const OptimizerTensor& tensor, int6
   const float* extra = widen<S>(tensor.extra, rule.param_dtype, offset, n, lost);
   each_vector<S>(
       n, [&](int k) { S::store(buffer + k, S::add(S::load(p + k), S::load(extra + k))); },
-      [&](int k, int rest) {
-        S::store(buffer + k, S::add(S::load_tail(p + k, rest), S::load_tail(extra + k, rest)));
-      });
+      [&](int k, int rest) { S::store(buffer + k, S::add(S::load_tail(p + k, rest), S::load_tail(extra + k, rest))); });
   return buffer;
 }
 
@@ -164,7 +162,8 @@ void write_param(const OptimizerRule& rule, const OptimizerTensor& tensor, int64
   if (rule.rounding == Rounding::kahan) {
     typed([&](auto* type) { write_kahan<S>(value, n, at(tensor.param, type), at(tensor.extra, type)); });
   } else if (rule.rounding == Rounding::split_master) {
-    uint16_t *high = static_cast<uint16_t*>(tensor.param) + offset, *low = static_cast<uint16_t*>(tensor.extra) + offset;
+    uint16_t *high = static_cast<uint16_t*>(tensor.param) + offset,
+             *low = static_cast<uint16_t*>(tensor.extra) + offset;
     for (int k = 0; k < n; k += S::kWidth) {
       const int rest = std::min(S::kWidth, n - k);
       const auto raw = S::bits(S::load(value + k));

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from .case import Absent
 from .stats import Samples
 from .timer import CpuTimer, wait_ns
 
@@ -153,6 +155,34 @@ class CudaCeilings:
         return statistics.median(begin.elapsed_time(end) for begin, end in events) * 1e-3
 
 
+class UpdateLoop:
+    """A plain C loop that reads some byte arrays and reads and writes others, all of them once, on all threads.
+
+    What an optimizer's step is held against: the same bytes, and nothing computed. Arrays of one length share a
+    lengthwise cut, so that every thread has its part of each.
+    """
+
+    def __init__(self, updated: list[int], read: list[int], threads: int) -> None:
+        library = _native_library()
+        if library is None:
+            raise Absent("pykernels/_C*.so is not built: run `python setup.py build_ext --inplace`")
+        self._library = library
+        self._arrays = [torch.ones(size, dtype=torch.uint8) for size in (*updated, *read)]
+        self._pool = ThreadPoolExecutor(threads)
+        self._parts = [(*self._part(0, len(updated), t, threads), *self._part(len(updated), None, t, threads))
+                       for t in range(threads)]  # fmt: skip
+
+    def _part(self, first: int, last: int | None, thread: int, threads: int) -> tuple[Any, Any, int]:
+        arrays = self._arrays[first:last]
+        size = [array.numel() // threads // 64 * 64 for array in arrays]
+        starts = [array.data_ptr() + thread * n for array, n in zip(arrays, size, strict=True)]
+        count = len(arrays)
+        return (ctypes.c_void_p * count)(*starts), (ctypes.c_int64 * count)(*size), count
+
+    def __call__(self) -> None:
+        list(self._pool.map(lambda part: self._library.pykernels_ceiling_update(*part), self._parts))
+
+
 def _native_library() -> ctypes.CDLL | None:
     found = sorted(Path(__file__).resolve().parent.parent.glob("_C*.so"))
     if not found:
@@ -163,4 +193,6 @@ def _native_library() -> ctypes.CDLL | None:
     library.pykernels_ceiling_int8_name.restype = ctypes.c_char_p
     library.pykernels_ceiling_read.restype = ctypes.c_uint64
     library.pykernels_ceiling_read.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.pykernels_ceiling_update.restype = ctypes.c_uint64
+    library.pykernels_ceiling_update.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64] * 2
     return library

@@ -173,7 +173,7 @@ def fastest_peer(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], Row]:
     """For each cell, the measured provider with the lowest p50 that is not pykernels."""
     best: dict[tuple[str, str, str, str], Row] = {}
     for row in rows:
-        if row.op == "ceiling" or row.ours or row.p50_us is None:
+        if row.op == "ceiling" or row.ours or row.p50_us is None or row.provider.startswith("C loop"):
             continue
         held = best.get(row.cell)
         if held is None or held.p50_us is None or row.p50_us < held.p50_us:

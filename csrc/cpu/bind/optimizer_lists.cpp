@@ -43,8 +43,8 @@ void check_scale(const char* op, const OptimizerLists& lists, size_t j, size_t i
   for (size_t d = 1; d < sizes.size(); ++d) rest *= sizes[d];
   const int64_t blocks = (rest + block_size - 1) / block_size;
   check_one_of(op, item("scales", j), scale, {ScalarType::Float});
-  STD_TORCH_CHECK(got.size() == 2 && got[0] == sizes[0] && got[1] == blocks && scale.is_contiguous(), op,
-                  ": expected ", item("scales", j), " to be contiguous of shape [", sizes[0], ", ", blocks, "], got ",
+  STD_TORCH_CHECK(got.size() == 2 && got[0] == sizes[0] && got[1] == blocks && scale.is_contiguous(), op, ": expected ",
+                  item("scales", j), " to be contiguous of shape [", sizes[0], ", ", blocks, "], got ",
                   shape_name(got));
 }
 

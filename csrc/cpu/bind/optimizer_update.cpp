@@ -52,8 +52,8 @@ void optimizer_update_cpu(int64_t algorithm, int64_t flags, const Tensors& param
                           const std::optional<Tensor>& ratio, const std::optional<Tensor>& grad_scale,
                           const std::optional<Tensor>& found_inf) {
   const OptimizerLists lists{params, grads, states, scales, extras, steps};
-  OptimizerRule rule = check_lists(
-      kUpdate, {algorithm, flags, beta1, beta2, eps, weight_decay, rounding, block_size}, lists);
+  OptimizerRule rule =
+      check_lists(kUpdate, {algorithm, flags, beta1, beta2, eps, weight_decay, rounding, block_size}, lists);
   const size_t n = params.size();
   const double rate = check_scalar(kUpdate, "lr", lr);
   if (grad_scale) rule.grad_scale = check_scalar(kUpdate, "grad_scale", *grad_scale);
@@ -95,8 +95,8 @@ Tensor optimizer_norms_cpu(int64_t algorithm, int64_t flags, const Tensors& para
                            double beta1, double beta2, double eps, double weight_decay, int64_t rounding,
                            int64_t block_size, const std::optional<Tensor>& grad_scale) {
   const OptimizerLists lists{params, grads, states, scales, extras, steps};
-  OptimizerRule rule = check_lists(
-      kNorms, {algorithm, flags, beta1, beta2, eps, weight_decay, rounding, block_size}, lists);
+  OptimizerRule rule =
+      check_lists(kNorms, {algorithm, flags, beta1, beta2, eps, weight_decay, rounding, block_size}, lists);
   STD_TORCH_CHECK(!params.empty(), kNorms, ": expected params to have at least 1 tensor, got 0");
   if (grad_scale) rule.grad_scale = check_scalar(kNorms, "grad_scale", *grad_scale);
   std::vector<OptimizerTensor> tensors = optimizer_tensors(rule, lists, {});
