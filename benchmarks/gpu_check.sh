@@ -19,7 +19,7 @@ if [ -z "$name" ]; then
 fi
 step "$python" setup.py -q build_ext --inplace
 step "$python" -m pykernels info
-step timeout 200 "$python" -m pytest -q -m gpu --junitxml "$out/$name-tests.xml"
+step timeout 300 "$python" -m pytest -q -m gpu --junitxml "$out/$name-tests.xml"
 # The INT8 products first: compiling the peers of the blocks takes most of what time there is.
 int8="int8_linear int8_matmul int8_weight_only_linear quantize_rowwise quantize_both int8_training_linear"
 blocks="linear_cross_entropy rms_norm swiglu cross_entropy rope dropout layer_norm geglu linear_kl_div"

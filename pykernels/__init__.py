@@ -6,6 +6,7 @@ from ._library import backend, cpu_isa
 _library.load()
 
 from . import (  # noqa: E402
+    distributed,
     functional,
     memory,
     nn,
@@ -34,6 +35,7 @@ __all__ = [
     "Int8WeightOnlyConfig",
     "backend",
     "cpu_isa",
+    "distributed",
     "functional",
     "memory",
     "nn",

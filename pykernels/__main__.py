@@ -1,4 +1,4 @@
-"""`python -m pykernels info|demo|bench|quantize`: each command has --help and --json."""
+"""`python -m pykernels info|demo|bench|plan|quantize`: each command has --help and --json."""
 
 import importlib
 import sys
@@ -7,6 +7,7 @@ COMMANDS = {
     "info": ("pykernels._info", "what is installed, how it was built, and which backend serves each operation"),
     "demo": ("pykernels.demo", "quantise two real models; table of size, speed and quality"),
     "bench": ("pykernels.bench", "measure operations against their peers on this machine"),
+    "plan": ("pykernels.distributed.plan", "memory a rank needs under each ZeRO stage, width of state and rounding"),
     "quantize": ("pykernels.quantization.checkpoint", "quantise a safetensors file in bounded memory"),
 }
 

@@ -21,7 +21,7 @@ NUMBERS = {  # beta1, beta2, eps, weight_decay
 STATE_KINDS = ("float32", "bfloat16", "codes")
 # Blocks of 64 meet the last of a row from below, exactly and from above; a vector is cut at 3, 17 and 65; one tensor is
 # long enough for a second thread, one has no elements, one no dimensions where codes do not forbid it.
-SHAPES = [(3, 64), (2, 3, 17), (1, 1), (5, 65), (0, 7), (130, 300)]
+SHAPES = [(3, 64), (2, 3, 17), (1, 1), (5, 65), (0, 7), (37, 150)]
 PLAIN_SHAPES = [*SHAPES, (), (33,)]
 
 

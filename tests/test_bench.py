@@ -84,6 +84,8 @@ WORK = [
     ("rope", (3, 8, 6, 2), 4 * 2 * 3 * (8 + 2) * 6),
     ("swiglu", (3, 7, 2), 8 * 42),
     ("geglu", (3, 7, 4), 8 * 84),
+    # Weights: query and output 8 x 8, key and value 2 x 8, three of the MLP 5 x 8; causal scores of 3 x 3 / 2.
+    ("transformer_block", (3, 8, 5, 2), (6 * 3 * (2 * 64 + 2 * 16 + 3 * 40 + 24), 2 * (3 * 280 + 4 * 24))),
 ]
 
 

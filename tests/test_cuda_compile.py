@@ -115,6 +115,7 @@ MEANT = {
     "int8_matmul_small_m": ["IMMA.16832.S8.S8", "LDG.E.128"],
     "int8_weight_only_linear": ["HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDG.E.128"],
     "int8_weight_only_linear_tiled": ["HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"],
+    "optimizer_update": ["LDG.E.128", "STG.E.128", "LDG.E.64", "STG.E.64", "REDUX.MAX"],
     "quantize_rowwise": ["LDG.E.128", "REDUX.MAX"],
 }
 
@@ -138,7 +139,7 @@ def test_the_library_needs_one_symbol_a_cpu_torch_lacks(tmp_path: Path) -> None:
     source, stub = tmp_path / "stub.c", tmp_path / "stub.so"
     source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(stub), str(source)], check=True)
-    ops = ["quantize_rowwise", "int8_matmul", "int8_linear", "int8_weight_only_linear"]
+    ops = ["quantize_rowwise", "int8_matmul", "int8_linear", "int8_weight_only_linear", "optimizer_update_"]
     code = (
         "import ctypes, sys, torch; import pykernels; ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL);"
         "torch.ops.load_library(sys.argv[2]); has = torch._C._dispatch_has_kernel_for_dispatch_key;"

@@ -1,11 +1,16 @@
 """The C++ weight-only product: every instruction set this machine has, against float64.
 
-Shapes (M, N, K, groups). Streaming kernels take 6 rows and 4 or 8 columns, 16 of K at a time; panels 6 rows and 64
-columns, K packed in fours and blocked at 2048 (float32) or 4096 (bfloat16). (1, 1, 1, 1) to (5, 9, 33, 1) are all tail,
+Shapes (M, N, K, groups), for AVX-512. Streaming kernels take 6 rows and 4 or 8 columns, 16 of K at a time; panels 6 rows
+and 64 columns, K packed in fours and blocked at 2048 (float32) or 4096 (bfloat16). (1, 1, 1, 1) to (5, 9, 33, 1) are all tail,
 (1, 70, 256, 4) and (24, 20, 96, 3) stream, (25, 64, 64, 1) is the first panel in float32 and (7, 65, 130, 1) in
 bfloat16, (30, 81, 320, 10) has ragged edges and short groups, (30, 33, 75, 3) groups of odd size, which pairs of
 bfloat16 would straddle, (14, 20, 9000, 1) and (30, 20, 9000, 90) several blocks along K with tails, and
 (26, 20, 8448, 33) blocks that must be cut to whole groups of 256.
+
+AVX2 streams up to 12 rows, in tiles of 1 to 6 rows by 8 to 2 columns, 64 and then 8 of K at a time: STREAMED has a tile
+of each height with all three tails, and 7 to 12 rows in several. Its panels are 6 rows by 16 columns, expanded 16 of K at
+a time and blocked at 256: (13, 17, 300, 1) is the first, with a column and 44 of K over, (200, 40, 272, 17) two parts of
+M with groups of 16 that end in the next block, (20, 150, 520, 5) two panels with groups that straddle chunks and blocks.
 """
 
 import pytest
@@ -16,6 +21,8 @@ import pykernels
 SHAPES = [(0, 4, 8, 1), (4, 0, 8, 2), (3, 5, 0, 1), (1, 1, 1, 1), (2, 3, 5, 5), (5, 9, 33, 1), (1, 70, 256, 4)]
 SHAPES += [(24, 20, 96, 3), (25, 64, 64, 1), (7, 65, 130, 1), (30, 81, 320, 10), (30, 33, 75, 3)]
 SHAPES += [(14, 20, 9000, 1), (30, 20, 9000, 90), (26, 20, 8448, 33)]
+STREAMED = [(m, 11, 77, 1) for m in (1, 2, 3, 4, 6, 7, 12)] + [(m, 11, 231, 3) for m in (1, 2, 3, 4, 5, 6, 9)]
+SHAPES += [*STREAMED, (13, 17, 300, 1), (200, 40, 272, 17), (20, 150, 520, 5)]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 ISAS = ["portable", "avx2", "avx512_vnni"]
 

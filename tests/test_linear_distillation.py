@@ -168,8 +168,8 @@ def test_saved_bytes() -> None:
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_vocabulary_of_128k_fits_in_one_tile_of_each_model(strategy, given) -> None:
-    """256 tokens have 125 MiB of float32 logits a model. Held: 32 MiB of each, the gradients, and little else."""
-    vocabulary, hidden, tokens = 128256, 16, 256
+    """130 tokens have 64 MiB of float32 logits a model. Held: 32 MiB of each, the gradients, and little else."""
+    vocabulary, hidden, tokens = 128256, 16, 130
     x, w = torch.randn(tokens, hidden, requires_grad=True), torch.randn(vocabulary, hidden, requires_grad=True)
     t, tw = torch.randn(tokens, hidden), torch.randn(vocabulary, hidden)
     teacher = {"teacher_logits": t @ tw.t()} if given else {"teacher_input": t, "teacher_weight": tw}

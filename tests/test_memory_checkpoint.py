@@ -224,3 +224,34 @@ def test_refuses_what_it_cannot_wrap() -> None:
     model.layers[1].forward = lambda x, scale: x
     with pytest.raises(ValueError, match=r"forward of 'layers\.1' to be that of its class"):
         checkpoint_(model, "checkpoint")
+
+
+class Experts(nn.Module):
+    """A layer with a list of its own, longer than that of the layers or as long."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(Block(4) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return sum(expert(x) for expert in self.experts)
+
+
+@pytest.mark.parametrize("experts", [2, 3, 5])
+def test_lists_inside_every_block_are_not_the_blocks(experts: int) -> None:
+    model = nn.Module()
+    model.layers = nn.ModuleList(Experts(experts) for _ in range(3))
+    assert checkpoint_(model, "every 2nd").checkpointed == ["layers.1"]
+    assert checkpoint_(nn.Sequential(*model.layers), "every 2nd").checkpointed == ["1"]
+
+
+def test_lists_of_equal_claim_are_named() -> None:
+    """Neither is taken in silence, and what the message proposes works."""
+    model = nn.ModuleDict({name: nn.ModuleList(Block(4) for _ in range(3)) for name in ("encoder", "decoder")})
+    for policy in ("checkpoint", "every 2nd"):
+        with pytest.raises(ValueError, match=r"got 2 of 3 modules each: 'encoder', 'decoder'; .* \['encoder\.\*'\]"):
+            checkpoint_(model, policy)
+    assert all(type(block) is Block for blocks in model.values() for block in blocks)
+    assert checkpoint_(model, ["encoder.*"]).checkpointed == [f"encoder.{i}" for i in range(3)]
+    model["decoder"].append(Block(4))
+    assert checkpoint_(model, "every 4th").checkpointed == ["decoder.3"]

@@ -200,11 +200,19 @@ class _Inside(TorchDispatchMode):
 
 
 def matmul_flops(layer: nn.Module) -> int:
+    """Of the linear layers, forward and backward: twice, from PyTorch's products and from our operators' formulas."""
     x = torch.randn(1, 16, HIDDEN, dtype=torch.float32, requires_grad=True)
-    with FlopCounterMode(display=False) as counter, _Inside():
+    with FlopCounterMode(display=False) as inside, _Inside():
         layer(x).sum().backward()
-    counts = counter.get_flop_counts()["Global"]
-    return sum(count for op, count in counts.items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    counts = inside.get_flop_counts()["Global"]
+    run = sum(count for op, count in counts.items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    with FlopCounterMode(display=False) as outside:
+        layer(x).sum().backward()
+    scores = (
+        2 * 16 * 16 * HIDDEN
+    )  # one product of attention: two in forward, five in backward, forward twice if repeated
+    assert outside.get_total_flops() - run in (7 * scores, 9 * scores)
+    return run
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Every Triton kernel, in every configuration it may be launched with, compiled ahead of time without a GPU.
 
-The launchers run on CPU tensors in one subprocess (this file as a script) in which launching a kernel compiles it for
+The launchers run on CPU tensors in subprocesses (this file as a script) in which launching a kernel compiles it for
 each architecture instead, so what is checked is what a user's call compiles: same constants, same argument
 specialisation. A spill, a stack frame or too much shared memory in any of them fails the test.
 """
@@ -13,11 +13,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+WORKERS = 2  # a compile keeps one core busy
 # Shared memory a block may have, by architecture (CUDA C++ Programming Guide, table of compute capabilities).
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
@@ -153,7 +155,6 @@ def _resources(cubin: bytes, tools: Path) -> dict[str, int | list[str]]:
 
 
 def _worker() -> None:
-    from concurrent.futures import ThreadPoolExecutor
     from contextlib import nullcontext
 
     import triton
@@ -194,11 +195,13 @@ def _worker() -> None:
             reports.append((report, disassemblers.submit(_resources, kernel.asm["cubin"], tools)))
 
     JITFunction.run = compile_instead
-    for call in _calls():
+    for number, call in enumerate(_calls()):
+        if number % WORKERS != int(sys.argv[1]):
+            continue
         label, architectures, config, launch = call
         with _tuning.force_config(config) if config else nullcontext():
             launch()
-    print(json.dumps([{**report, **resources.result()} for report, resources in reports]))
+    print(json.dumps([{**report, **resources.result()} for report, resources in reports], default=str))
 
 
 @pytest.fixture(scope="module")
@@ -206,11 +209,25 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     pytest.importorskip("triton.backends.nvidia")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
-    run = subprocess.run(
-        [sys.executable, __file__], check=False, capture_output=True, text=True, env=environment, cwd=ROOT
-    )
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+        for number in range(WORKERS)
+    ]
+    try:
+        with ThreadPoolExecutor(WORKERS) as pool:  # a pipe that nobody reads would fill and stop its writer
+            results = list(pool.map(subprocess.Popen.communicate, workers))
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert not any(worker.returncode for worker in workers), "".join(errors for _, errors in results)
+    found = [report for output, _ in results for report in json.loads(output)]
     path = os.environ.get("PYKERNELS_AOT_REPORT") or tmp_path_factory.mktemp("aot") / "triton_aot.json"
     Path(path).write_text(json.dumps(found, indent=1))
     return found

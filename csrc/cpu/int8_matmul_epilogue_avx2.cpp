@@ -12,6 +12,7 @@
 namespace pykernels::cpu {
 
 const EpilogueFn<int32_t> kEpilogueAvx2 = epilogue_int32;
+const EpilogueFn<float> kFloatEpilogueAvx2 = epilogue<float>;
 
 }  // namespace pykernels::cpu
 

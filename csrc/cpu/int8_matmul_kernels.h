@@ -42,6 +42,7 @@ using EpilogueFn = void (*)(const Epilogue& epilogue, const Acc* accumulator, in
                             int64_t n0, int64_t columns);
 extern const EpilogueFn<int32_t> kEpilogueAvx2;
 extern const EpilogueFn<int32_t> kEpilogueAvx512;
+extern const EpilogueFn<float> kFloatEpilogueAvx2;
 extern const EpilogueFn<float> kFloatEpilogueAvx512;
 
 }  // namespace pykernels::cpu

@@ -23,4 +23,15 @@ void weight_streaming_tiles(const Int8WeightOnly& args, const Int8MatmulPlan& pl
                             int64_t end);
 
 }  // namespace avx512
+
+namespace avx2 {
+
+constexpr int kMostStreamed = 12;  // rows
+
+void weight_streaming_rows(const Int8WeightOnly& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin,
+                           int64_t end);
+void weight_streaming_tiles(const Int8WeightOnly& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin,
+                            int64_t end);
+
+}  // namespace avx2
 }  // namespace pykernels::cpu

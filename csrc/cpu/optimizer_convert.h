@@ -31,6 +31,8 @@ struct Dither {
     word = S::add(word, S::set1(static_cast<int32_t>(static_cast<uint32_t>(S::kWidth) * 0x85EBCA6Bu)));
     return current;
   }
+  // Their upper 24 bits as a whole number.
+  typename S::F next_float() { return S::to_float(S::template shift_right<8>(next())); }
 };
 
 // Calls vector(k) for each whole vector of n elements, then part(k, rest).

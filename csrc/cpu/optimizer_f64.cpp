@@ -44,8 +44,12 @@ struct States {
   const OptimizerTensor& tensor;
   int64_t i;
 
-  double load(int slot) const { return static_cast<const double*>(tensor.state[slot])[i]; }
-  void store(int slot, double v) const {
+  template <int slot>
+  double load() const {
+    return static_cast<const double*>(tensor.state[slot])[i];
+  }
+  template <int slot>
+  void store(double v) const {
     if constexpr (keep) static_cast<double*>(tensor.state[slot])[i] = v;
   }
 };
@@ -59,7 +63,7 @@ void each_element(const OptimizerRule& rule, const OptimizerTensor& tensor, int6
     const int64_t column = b % per_row * rule.block, first = b / per_row * tensor.columns + column;
     for (int64_t i = first; i < first + std::min(rule.block, tensor.columns - column); ++i) {
       const double p = static_cast<const double*>(tensor.param)[i];
-      take(i, p, advance<Double, A>(r, p, grad_at(rule, tensor, i), States<keep>{tensor, i}));
+      take(i, p, advance<Double, A, false>(r, p, grad_at(rule, tensor, i), States<keep>{tensor, i}));
     }
   }
 }

@@ -48,49 +48,67 @@ inline typename S::F nan_max(typename S::F a, typename S::F b) {
   return S::keep_nan(a, S::keep_nan(b, S::max(a, b)));
 }
 
-// The direction; `states` gives and takes the states' vectors: load(slot) and store(slot, vector).
-template <class S, Algorithm A, class States>
+// Whether a state can be negative: first moments, momenta and means can.
+constexpr bool slot_is_signed(Algorithm algorithm, int slot) {
+  const bool second = algorithm == Algorithm::adagrad || algorithm == Algorithm::rmsprop;
+  return second ? slot > 0 : slot == 0;
+}
+
+// What plain steps of many models do without.
+template <class S>
+inline bool is_plain(const Rule<S>& r) {
+  return !(r.scaled || r.maximize || r.coupled || r.amsgrad || r.nesterov || r.centered || r.first);
+}
+
+// The direction; `states` gives and takes the states' vectors: load<slot>() and store<slot>(vector). plain: is_plain
+// holds, so that nothing is asked in the inner loop.
+template <class S, Algorithm A, bool plain, class States>
 inline __attribute__((always_inline)) typename S::F advance(const Rule<S>& r, typename S::F p, typename S::F g,
                                                             const States& states) {
   using F = typename S::F;
-  if (r.scaled) g = S::div(g, r.grad_scale);
-  if (r.maximize) g = S::negate(g);
-  if (A != Algorithm::lamb && A != Algorithm::lion && r.coupled) g = S::add(g, S::mul(p, r.weight_decay));
+  const auto load = [&]<int slot>(std::integral_constant<int, slot>) { return states.template load<slot>(); };
+  const auto store = [&]<int slot>(std::integral_constant<int, slot>, F v) { states.template store<slot>(v); };
+  constexpr std::integral_constant<int, 0> s0;
+  constexpr std::integral_constant<int, 1> s1;
+  constexpr std::integral_constant<int, 2> s2;
+  if (!plain && r.scaled) g = S::div(g, r.grad_scale);
+  if (!plain && r.maximize) g = S::negate(g);
+  if (!plain && A != Algorithm::lamb && A != Algorithm::lion && r.coupled) g = S::add(g, S::mul(p, r.weight_decay));
   if constexpr (A == Algorithm::adam || A == Algorithm::lamb) {
-    F m = states.load(0), v = states.load(1);
+    F m = load(s0), v = load(s1);
     m = S::add(m, S::mul(S::sub(g, m), r.rest1));
     v = S::add(S::mul(v, r.beta2), S::mul(S::mul(g, g), r.rest2));
-    states.store(0, m), states.store(1, v);
-    if (r.amsgrad) states.store(2, v = nan_max<S>(states.load(2), v));
+    store(s0, m), store(s1, v);
+    if (!plain && r.amsgrad) store(s2, v = nan_max<S>(load(s2), v));
     const F u = S::div(m, S::add(S::mul(S::sqrt(v), r.root), r.eps));
     return A == Algorithm::adam ? u : S::add(S::mul(u, r.direction), S::mul(p, r.weight_decay));
   } else if constexpr (A == Algorithm::lion) {
-    const F m = states.load(0), zero = S::set1(0.0f), one = S::set1(1.0f);
+    const F m = load(s0), zero = S::set1(0.0f), one = S::set1(1.0f);
     const F u = S::add(S::mul(m, r.beta1), S::mul(g, r.rest1));
-    states.store(0, S::add(S::mul(m, r.beta2), S::mul(g, r.rest2)));
+    store(s0, S::add(S::mul(m, r.beta2), S::mul(g, r.rest2)));
     return S::sub(S::if_less(zero, u, one, zero), S::if_less(u, zero, one, zero));
   } else if constexpr (A == Algorithm::sgd) {
     if (!r.momentum) return g;
-    const F buffer = r.first ? g : S::add(S::mul(states.load(0), r.beta1), S::mul(g, r.rest2));
-    states.store(0, buffer);
-    return r.nesterov ? S::add(g, S::mul(buffer, r.beta1)) : buffer;
+    const F buffer = !plain && r.first ? g : S::add(S::mul(load(s0), r.beta1), S::mul(g, r.rest2));
+    store(s0, buffer);
+    return !plain && r.nesterov ? S::add(g, S::mul(buffer, r.beta1)) : buffer;
   } else if constexpr (A == Algorithm::adagrad) {
-    const F total = S::add(states.load(0), S::mul(g, g));
-    states.store(0, total);
+    const F total = S::add(load(s0), S::mul(g, g));
+    store(s0, total);
     return S::div(g, S::add(S::sqrt(total), r.eps));
   } else {
-    F square = S::add(S::mul(states.load(0), r.beta2), S::mul(S::mul(g, g), r.rest2));
-    states.store(0, square);
-    if (r.centered) {
-      const int slot = r.momentum ? 2 : 1;
-      F mean = states.load(slot);
+    F square = S::add(S::mul(load(s0), r.beta2), S::mul(S::mul(g, g), r.rest2));
+    store(s0, square);
+    const auto centre = [&](auto slot) {
+      F mean = load(slot);
       mean = S::add(mean, S::mul(S::sub(g, mean), r.rest2));
-      states.store(slot, mean);
+      store(slot, mean);
       square = S::sub(square, S::mul(mean, mean));
       square = S::if_less(square, S::set1(0.0f), S::set1(0.0f), square);
-    }
+    };
+    if (!plain && r.centered) r.momentum ? centre(s2) : centre(s1);
     F u = S::div(g, S::add(S::sqrt(square), r.eps));
-    if (r.momentum) states.store(1, u = S::add(S::mul(states.load(1), r.beta1), u));
+    if (r.momentum) store(s1, u = S::add(S::mul(load(s1), r.beta1), u));
     return u;
   }
 }

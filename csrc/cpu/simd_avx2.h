@@ -161,6 +161,8 @@ struct Avx2 {
   static I round(F v) { return _mm256_cvtps_epi32(v); }
   static I floor(F v) { return _mm256_cvtps_epi32(_mm256_floor_ps(v)); }
 
+  // -magnitude where v is negative, magnitude >= 0 where it is positive; v of 0 goes with a magnitude of 0.
+  static I with_sign(I magnitude, F v) { return _mm256_sign_epi32(magnitude, _mm256_castps_si256(v)); }
   // Towards 0.
   static I truncate(F v) { return _mm256_cvttps_epi32(v); }
 

@@ -148,6 +148,10 @@ struct Avx512 {
   static I round(F v) { return _mm512_cvtps_epi32(v); }
   static I floor(F v) { return _mm512_cvt_roundps_epi32(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 
+  // As in simd_avx2.h.
+  static I with_sign(I magnitude, F v) {
+    return _mm512_mask_sub_epi32(magnitude, _mm512_movepi32_mask(_mm512_castps_si512(v)), zero(), magnitude);
+  }
   // Towards 0.
   static I truncate(F v) { return _mm512_cvttps_epi32(v); }
 

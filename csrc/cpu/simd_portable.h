@@ -136,6 +136,8 @@ struct Portable {
     return round(v) + (nearest > v);  // a true comparison is -1
   }
 
+  // -magnitude where v is negative, magnitude >= 0 where it is positive; v of 0 goes with a magnitude of 0.
+  static I with_sign(I magnitude, F v) { return reinterpret_cast<I>(v) < 0 ? -magnitude : magnitude; }
   // Towards 0.
   static I truncate(F v) { return __builtin_convertvector(v, I); }
 

@@ -74,8 +74,8 @@ struct Philox4 {
   uint32_t word[4];
 };
 
-__device__ __forceinline__ Philox4 philox(uint64_t index, uint32_t stream_word, uint64_t seed) {
-  uint32_t c0 = static_cast<uint32_t>(index), c1 = static_cast<uint32_t>(index >> 32), c2 = stream_word, c3 = 0;
+__device__ __forceinline__ Philox4 philox(uint64_t index, uint32_t stream_word, uint64_t seed, uint32_t last_word = 0) {
+  uint32_t c0 = static_cast<uint32_t>(index), c1 = static_cast<uint32_t>(index >> 32), c2 = stream_word, c3 = last_word;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
 #pragma unroll
   for (int round = 0; round < 10; ++round) {

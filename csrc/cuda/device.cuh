@@ -19,6 +19,15 @@ struct Vec16 {
   uint32_t word[4];
 };
 
+struct Vec8 {
+  uint32_t word[2];
+};
+
+__device__ __forceinline__ Vec8 load8(const void* source) {
+  const uint2 v = *static_cast<const uint2*>(source);
+  return {{v.x, v.y}};
+}
+
 __device__ __forceinline__ Vec16 load16(const void* source) {
   const uint4 v = *static_cast<const uint4*>(source);
   return {{v.x, v.y, v.z, v.w}};
@@ -35,6 +44,13 @@ __device__ __forceinline__ Vec16 load16_streaming(const void* source) {
 
 __device__ __forceinline__ void store16(void* target, const Vec16& v) {
   *static_cast<uint4*>(target) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+}
+
+// To global memory as one instruction: the compiler takes a plain store apart where another branch stores elements.
+__device__ __forceinline__ void store16_global(void* target, const Vec16& v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]),
+               "r"(v.word[3])
+               : "memory");
 }
 
 __device__ __forceinline__ void store8(void* target, uint32_t low, uint32_t high) {
@@ -112,6 +128,20 @@ inline int multiprocessor_count() {
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
   return count;
+}
+
+// Where the current device sees pinned host memory.
+inline const char* mapped_address(const void* host, void** device) {
+  const cudaError_t error = cudaHostGetDevicePointer(device, const_cast<void*>(host), 0);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // or the next launch would be blamed for it
+  return cudaGetErrorString(error);
+}
+
+inline bool is_capturing(void* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status) == cudaSuccess &&
+         status == cudaStreamCaptureStatusActive;
 }
 
 // Null when the launch was accepted, else CUDA's own words.

@@ -59,13 +59,14 @@ class Cell:
     """One operation at one shape.
 
     Args:
-        op: name in pykernels.functional. shape: sizes joined by x, in the order the case's docstring gives.
+        op: name in pykernels.functional, or of a layer.
+        shape: sizes joined by x, in the order the case's docstring gives.
         operations: multiplications and additions that must be done; 0 when bytes alone bound it.
         bytes: that must move. traffic: the ceiling they are held against, "read" or "copy".
         build: makes the providers.
         caches: "cold" (weights read from memory in each call), "warm" (as the last call left them).
         weight_bytes: of the INT8 weight, which sets how many copies a cold measurement rotates among.
-        seconds: wall time to spend on each of `caches`.
+        seconds: wall time to spend on each of `caches`. rounds: turns that each provider gets whatever that takes.
     """
 
     op: str
@@ -78,6 +79,7 @@ class Cell:
     variant: str = "forward"
     weight_bytes: int = 0
     seconds: float = 2.0
+    rounds: int = 3
 
     @property
     def dims(self) -> tuple[int, ...]:

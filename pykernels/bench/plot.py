@@ -23,6 +23,13 @@ COLORS = {
     "torch.compile": "#00897b",
     "torch linear_cross_entropy": "#ffb300",
     "torch checkpointed chunks": "#8d6e63",
+    "torch checkpoint": "#8d6e63",
+    "pykernels all": "#880e4f",
+    "pykernels inputs+preact": "#ad1457",
+    "pykernels int8": "#c2185b",
+    "pykernels recompute_mlp": "#e91e63",
+    "pykernels recompute_qkv": "#f06292",
+    "pykernels checkpoint": "#f8bbd0",
     "pykernels recompute": "#f06292",
     "torchao compiled": "#ef6c00",
     "bitsandbytes": "#6d4c41",
@@ -76,6 +83,11 @@ def draw(path: Path, out: Path, ops: Sequence[str] = ()) -> list[Path]:
             [row for row in measured if row.op == "int8_training_linear"],
         ),
         ("blocks", lanes, [row for row in measured if row.op in BLOCKS]),
+        (
+            "transformer_block",
+            partial(time_and_bytes, base="torch eager", field="saved_bytes", title="bytes saved for backward"),
+            [row for row in measured if row.op == "transformer_block"],
+        ),
         (
             "losses",
             partial(

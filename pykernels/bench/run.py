@@ -21,6 +21,7 @@ from .timer import Call, CpuTimer, CudaTimer, Timer, measure
 
 Tick = Callable[[str, int], None]
 FAILED = "failed:"
+LONG = 1.0  # seconds: what the profiler adds to such a call is nothing beside it
 
 
 def run(
@@ -81,6 +82,7 @@ def run_cell(
     copies = cell.copies(machine.last_level_cache(device)) if device.type == "cpu" else 1
     context = Context(device, copies, generator)
     providers: dict[str, Provider] = {}
+    known: dict[str, float] = {}
     facts: dict[str, dict[str, Any]] = {}
     rows: list[Row] = []
     grads = torch.enable_grad() if "backward" in cell.variant else torch.no_grad()
@@ -98,7 +100,10 @@ def run_cell(
                 rows.append(_without(cell, name, f"{FAILED} {type(error).__name__}: {str(error)[:300]}", stamp))
                 continue
             facts[name] = {"rel_error": _rel_error(output, context.truth)}
+            begin = time.perf_counter()
             facts[name]["peak_bytes"] = memory.peak_bytes(partial(provider.call, 1), device)
+            if device.type == "cpu" and (seconds := time.perf_counter() - begin) > LONG:
+                known[name] = seconds
             if provider.forward is not None:
                 facts[name]["saved_bytes"] = memory.saved_bytes(provider.forward, provider.parameters)
             providers[name] = provider
@@ -106,7 +111,15 @@ def run_cell(
         for cache in cell.caches:
             tick(f"{cell.op} {cell.shape}: {len(providers)} providers, {cache}")
             calls: dict[str, Call] = {name: provider.call for name, provider in providers.items()}
-            samples = measure(calls, timer, seconds=cell.seconds, rotate=cache == "cold", patience=patience)
+            samples = measure(
+                calls,
+                timer,
+                seconds=cell.seconds,
+                rotate=cache == "cold",
+                patience=patience,
+                min_rounds=cell.rounds,
+                known=known,
+            )
             rows += [_row(cell, name, p, cache, samples[name], facts[name], stamp) for name, p in providers.items()]
     return rows
 

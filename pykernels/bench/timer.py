@@ -112,6 +112,7 @@ def measure(
     patience: float = 2.0,
     min_rounds: int = 3,
     max_samples: int = 60,
+    known: Mapping[str, float] | None = None,
 ) -> dict[str, Samples]:
     """Times the providers in `calls`, interleaved, for about `seconds` of wall time in all.
 
@@ -121,9 +122,13 @@ def measure(
             without it the index is always 0 and the weights stay where the last call left them.
         seconds: wall time to spend. Every provider gets `min_rounds` turns whatever that takes. On a busy machine those
             that lack the clean samples their percentiles need go on taking turns until `patience` times as long.
+        known: seconds a call of a provider took before, where it need not be called again to be estimated.
     Returns: the samples of each provider, the disturbed told from the clean.
     """
-    estimates = {name: timer.estimate(call if rotate else _first(call)) for name, call in calls.items()}
+    estimates = dict(known or {})
+    for name, call in calls.items():
+        if name not in estimates:
+            estimates[name] = timer.estimate(call if rotate else _first(call))
     turn = min(max(sum(estimates.values()), 1e-4) / len(calls), 0.02)
     # A long call fills the caches by itself: it is timed without an untimed one before it.
     counts = {

@@ -75,7 +75,8 @@ def checkpoint_(model: nn.Module, policy: Policy) -> CheckpointReport:
     policy:
       "none": as the model was before its first checkpoint_;
       "checkpoint": every block recomputes its forward (Chen et al., "Training deep nets with sublinear memory cost",
-          2016). Blocks are the elements of the longest ModuleList or Sequential whose elements share one class;
+          2016). Blocks are the elements of the longest ModuleList or Sequential whose elements share one class, or,
+          where several lists as long are inside another (the experts of each layer), of that one;
       "every 2nd", "every 3rd", ..., or ("every", k): of the blocks numbered from 1, those that k divides;
       a list of patterns: the modules whose names match one (fnmatch: "layers.*.mlp"); one inside another that matches
           is left out, as the outer one recomputes it;
@@ -83,8 +84,9 @@ def checkpoint_(model: nn.Module, policy: Policy) -> CheckpointReport:
     Recomputing goes through torch.utils.checkpoint(use_reentrant=False), RNG state kept: a checkpointed module keeps
     its inputs. Applying a policy twice changes nothing more. State dict keys, deepcopy, pickle, train and eval are as
     without it; without gradients nothing is recomputed. Hooks on a checkpointed module run once, those inside it again.
-    Errors: ValueError for a policy that is unknown or matches nothing, or for a module that cannot follow it; the model
-    is then left as it was. Apply before torch.compile, DistributedDataParallel or FSDP wrap the model.
+    Errors: ValueError for a policy that is unknown or matches nothing, for lists of blocks as long as each other (an
+    encoder's and a decoder's: name them with patterns), or for a module that cannot follow it; the model is then left
+    as it was. Apply before torch.compile, DistributedDataParallel or FSDP wrap the model.
     """
     chosen, dial = _choose(model, policy)
     for name, module in chosen.items():
@@ -143,16 +145,35 @@ def _every_kth(blocks: dict[str, nn.Module], k: int, policy: Policy) -> dict[str
 
 
 def _blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The elements of the longest list of modules of one class; where a model is one module with the dial, that one."""
-    longest: dict[str, nn.Module] = {}
+    """The elements of the longest list of modules of one class; where a model is one module with the dial, that one.
+
+    Several as long, each inside an element of one list (the experts of every layer), stand back for that list.
+    """
+    lists: dict[str, dict[str, nn.Module]] = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential) or not len(module):
             continue
         elements = {f"{name}.{key}".lstrip("."): element for key, element in module.named_children()}
         same = len({_own_class(element) for element in elements.values()}) == 1
-        if same and all(map(_runs, elements.values())) and len(elements) > len(longest):
-            longest = elements
-    return longest or ({"": model} if _has_dial(model) else {})
+        if same and all(map(_runs, elements.values())):
+            lists[name] = elements
+    if not lists:
+        return {"": model} if _has_dial(model) else {}
+    most = max(map(len, lists.values()))
+    longest = [name for name, elements in lists.items() if len(elements) == most]
+    around = [name for name in lists if all(name == inner or _is_inside(inner, name) for inner in longest)]
+    if len(longest) > 1 and not around:
+        first = longest[0] or "0"
+        raise ValueError(
+            f"checkpoint_: expected one longest list of blocks, got {len(longest)} of {most} modules each: "
+            f"{', '.join(map(repr, longest[:8]))}{', ...' if len(longest) > 8 else ''}; name the blocks with patterns, "
+            f"such as [{first + '.*'!r}] or, for one block of them, [{first + '.0'!r}]"
+        )
+    return lists[around[-1] if len(longest) > 1 else longest[0]]
+
+
+def _is_inside(name: str, outer: str) -> bool:
+    return name != outer and (not outer or name.startswith(outer + "."))
 
 
 def _matches(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:

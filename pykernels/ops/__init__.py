@@ -1,6 +1,7 @@
 """The operators: one file holds an operation's schema, reference, fake function and backward, in that order."""
 
 from . import (
+    _flops,
     attention,
     cross_entropy,
     cross_entropy_tiles,
@@ -30,6 +31,8 @@ from . import (
     rope,
     tensor_norms,
 )
+
+_flops.install()
 
 __all__ = [
     "attention",

@@ -156,7 +156,8 @@ def gradients(
     count = kept.shape[0]
     loss, lse = input.new_empty(count, dtype=wide), input.new_empty(count, dtype=wide)
     correct = input.new_empty(count, dtype=torch.bool)
-    chunks = pieces(count, rows_a_chunk(classes, product))
+    copies = not weight.dtype == product == wide
+    chunks = pieces(count, rows_a_chunk(classes, product, copies))
     grad_input = input.new_empty((count, input.shape[1]) if needs_input else 0)
     grad_weight = weight.new_empty(weight.shape if needs_weight else 0, dtype=wide)
     grad_bias = weight.new_zeros(classes if needs_bias else 0, dtype=wide)

@@ -12,7 +12,7 @@ def ieee_div(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def ieee_sqrt(x: torch.Tensor) -> torch.Tensor:
-    """A correctly rounded float32 root (float64 stays): PyTorch's own on the CPU is an ulp off for one value in five."""
+    """Correctly rounded float32 roots (float64 stays): PyTorch's own on the CPU are an ulp off one time in five."""
     return x.sqrt() if x.dtype == torch.float64 else x.double().sqrt().float()
 
 

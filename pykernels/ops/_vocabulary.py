@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ._chunks import linear
+
 LOGITS_BYTES = 32 << 20  # of one chunk's logits
 BLOCK_BYTES = 16 << 20  # of a block of the weight in another dtype
 
@@ -49,10 +51,7 @@ class Vocabulary:
     def logits(self, x: Tensor, out: Tensor) -> Tensor:
         """out[:] = x @ weight.T + bias; x [n, H] and out [n, V] in dtype."""
         for block, part in self._blocks():
-            if self.bias is None:
-                torch.mm(x, part.t(), out=out[:, block])
-            else:
-                torch.addmm(self.bias[block], x, part.t(), out=out[:, block])
+            linear(x, part, None if self.bias is None else self.bias[block], out[:, block])
         return out
 
     def grad_input(self, grad: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def backward_gradients(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor 
         if g is None or one:
             scaled.append(g)
         else:
-            scaled.append(g.mul_(grad.to(g.dtype)) if give else g * grad.to(g.dtype))
+            scaled.append(g.mul_(grad) if give else g * grad)  # grad stays wide: float16 ends below a scale of 2**16
     to_input, to_weight, to_bias = scaled
     return to_input, to_weight, None, to_bias, *[None] * 8
 
@@ -133,7 +133,8 @@ torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward
 
 def default_strategy(input: Tensor, weight: Tensor, reduction: str) -> str:
     """ "forward" where it needs no more than AFFORDABLE_BYTES beyond the gradients themselves, else "recompute"."""
-    if reduction == "none":
+    # In float16 a gradient that the loss scale has not reached yet would underflow.
+    if reduction == "none" or input.dtype == torch.float16:
         return "recompute"
     sums = weight.requires_grad and wide_dtype(input) != weight.dtype
     copies = product_dtype(input) != weight.dtype
@@ -178,12 +179,14 @@ def linear_cross_entropy(
                      input) + b * V * H (of weight) + b * V (of bias), each only where it is wanted, and nothing else.
         None         "forward" if it needs at most 32 MiB beyond the gradients themselves, else "recompute". Beyond the
                      gradients it needs 4 * V * H of sums where weight is 16 bits wide, and as much again on a CPU that
-                     has no bfloat16 products; nothing for float32. "none" always recomputes.
+                     has no bfloat16 products; nothing for float32. "none" always recomputes, and so does float16, whose
+                     gradients would underflow in the forward pass, before the loss scale reaches them.
 
-    At work: one tile of logits (32 MiB), and in 16 bits the float32 sums: of the gradient of input, 4 * N * H, and of a
-    tile of that of weight. On the CPU ignored positions cost nothing. Under autocast input, weight and bias are cast as
-    linear would cast them. A second backward through a graph that was retained works with both strategies; without
-    retain_graph "forward" gives the saved gradients away, and autograd refuses a second backward as it always does.
+    At work: one tile of logits (32 MiB; 56 MiB for "forward" in float32), and in 16 bits the float32 sums: of the
+    gradient of input, 4 * N * H, and of a tile of that of weight. On the CPU ignored positions cost nothing. Under
+    autocast input, weight and bias are cast as linear would cast them. A second backward through a graph that was
+    retained works with both strategies; without retain_graph "forward" gives the saved gradients away, and autograd
+    refuses a second backward as it always does.
 
     Errors, before anything runs: ValueError for an option outside its range, an unknown reduction or strategy,
     strategy="forward" with reduction "none", and on the CPU a target out of range; RuntimeError for a wrong dtype,

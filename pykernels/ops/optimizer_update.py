@@ -18,7 +18,8 @@ The gradient is divided by grad_scale; where found_inf is not 0 nothing changes 
 `place`: (stream, start, row_stride) for each tensor, or empty for stream i, start 0, whole tensors: which randomness
 the tensor has, and where a shard lies in the tensor it is part of (index = start + row * row_stride + column).
 `ratio` [n] float32 multiplies the learning rate of the direction (LAMB's trust ratio), not of decoupled decay.
-All parameters of a call share dtype and device, as do all gradients and all states of a slot.
+All parameters of a call share dtype and device, as do all gradients and all states of a slot. With parameters on a GPU
+`states`, `scales` and `extras` may lie in pinned host memory, which the kernels of a GPU read and write in place.
 """
 
 import torch
@@ -87,7 +88,7 @@ def check_lists(
         check(steps[i].numel() == 1, op, f"expected steps[{i}] to have 1 element, got {steps[i].numel()}")
         if extras:
             check_dtype(op, f"extras[{i}]", extras[i], torch.int16 if rounding == rules.SPLIT_MASTER else p.dtype)
-            _check_same(op, f"extras[{i}]", extras[i], i, p)
+            _check_same(op, f"extras[{i}]", extras[i], i, p, pinned=True)
             check(
                 rounding != rules.SPLIT_MASTER or p.dtype == torch.bfloat16,
                 op,
@@ -95,7 +96,7 @@ def check_lists(
             )
     for j, state in enumerate(states):
         i, sign = j % n, signs[j // n]
-        _check_same(op, f"states[{j}]", state, i, params[i])
+        _check_same(op, f"states[{j}]", state, i, params[i], pinned=True)
         code = torch.int8 if sign == "s" else torch.uint8
         plain = (torch.float64,) if params[i].dtype == torch.float64 else STATE_DTYPES
         accepted = (code,) if scales else plain
@@ -110,17 +111,23 @@ def check_lists(
                 op,
                 f"expected scales[{j}] to be contiguous of shape {shape}, got {list(scales[j].shape)}",
             )
+            _check_device(op, f"scales[{j}]", scales[j], i, params[i], pinned=True)
 
 
-def _check_same(op: str, name: str, tensor: Tensor, i: int, p: Tensor) -> None:
+def _check_same(op: str, name: str, tensor: Tensor, i: int, p: Tensor, pinned: bool = False) -> None:
     check(
         tensor.shape == p.shape and tensor.is_contiguous(),
         op,
         f"expected {name} to be contiguous of the shape of params[{i}], {list(p.shape)}, got {list(tensor.shape)}",
     )
-    check(
-        tensor.device == p.device, op, f"expected {name} on the device of params[{i}], {p.device}, got {tensor.device}"
-    )
+    _check_device(op, name, tensor, i, p, pinned)
+
+
+def _check_device(op: str, name: str, tensor: Tensor, i: int, p: Tensor, pinned: bool) -> None:
+    """The parameter's device; what is `pinned` may be in pinned host memory beside a parameter on a GPU."""
+    here = tensor.device == p.device or (pinned and p.is_cuda and tensor.is_pinned())
+    where = f"{p.device}" + (", or in pinned host memory" if pinned and p.is_cuda else "")
+    check(here, op, f"expected {name} on the device of params[{i}], {where}, got {tensor.device}")
 
 
 def fake(
@@ -272,5 +279,5 @@ def norms_reference(
     return result
 
 
-_library.define(SCHEMA, reference, fake, triton=False)
-_library.define(NORMS_SCHEMA, norms_reference, norms_fake, triton=False)
+_library.define(SCHEMA, reference, fake, triton="optimizer_update")
+_library.define(NORMS_SCHEMA, norms_reference, norms_fake, triton="optimizer_update")

@@ -52,5 +52,5 @@ def scale_reference(tensors: list[Tensor], factor: Tensor) -> None:
         tensor.copy_(tensor.to(wide) * factor.to(tensor.device, wide))
 
 
-_library.define(NORMS_SCHEMA, norms_reference, norms_fake, triton=False)
-_library.define(SCALE_SCHEMA, scale_reference, scale_fake, triton=False)
+_library.define(NORMS_SCHEMA, norms_reference, norms_fake, triton="tensor_norms")
+_library.define(SCALE_SCHEMA, scale_reference, scale_fake, triton="tensor_norms")

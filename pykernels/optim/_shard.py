@@ -43,6 +43,13 @@ def wrap(part: Tensor, param: Tensor, shape: list[int]) -> Tensor:
     if not is_dtensor(param):
         return part
     stride = [prod(shape[i + 1 :]) for i in range(len(shape))]
+    if part.device.type != param.device_mesh.device_type:  # type: ignore[attr-defined]
+        # from_local would move it: what FSDP2 or OffloadedOptimizer keeps on the host has its state there.
+        from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+        meta = TensorMeta(torch.Size(shape), tuple(stride), part.dtype)
+        spec = DTensorSpec(param.device_mesh, param.placements, tensor_meta=meta)  # type: ignore[attr-defined]
+        return type(param)(part, spec, requires_grad=False)  # type: ignore[call-arg]
     return type(param).from_local(  # type: ignore[attr-defined,no-any-return]
         part,
         param.device_mesh,  # type: ignore[attr-defined]
@@ -77,8 +84,12 @@ def all_reduce(sums: Tensor, sharded: tuple[Any, ...]) -> Tensor:
     """Sums in place over the ranks among which `sharding` says a tensor is cut."""
     if sharded:
         mesh, dims = sharded
+        # Host tensors of a GPU's mesh go through the device: NCCL takes no others.
+        there = sums if sums.device.type == mesh.device_type else sums.to(mesh.device_type)
         for dim in dims:
-            torch.distributed.all_reduce(sums, group=mesh.get_group(dim))
+            torch.distributed.all_reduce(there, group=mesh.get_group(dim))
+        if there is not sums:
+            sums.copy_(there)
     return sums
 
 

@@ -18,11 +18,14 @@
 #include <random>
 #include <vector>
 
+#include "arithmetic.h"
+
 #define __device__
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__
+#define __grid_constant__
 #define __shared__ static  // one block runs at a time
 
 struct dim3 {
@@ -33,6 +36,9 @@ namespace pykernels::cuda {
 
 struct Vec16 {
   uint32_t word[4];
+};
+struct Vec8 {
+  uint32_t word[2];
 };
 
 namespace emulator {
@@ -244,11 +250,18 @@ inline Vec16 load16(const void* source) {
   std::memcpy(&v, source, 16);
   return v;
 }
+inline Vec8 load8(const void* source) {
+  emulator::require_aligned(source, 8, "an 8-byte load off its alignment");
+  Vec8 v;
+  std::memcpy(&v, source, 8);
+  return v;
+}
 inline Vec16 load16_streaming(const void* source) { return load16(source); }
 inline void store16(void* target, const Vec16& v) {
   emulator::require_aligned(target, 16, "a 16-byte store off its alignment");
   std::memcpy(target, &v, 16);
 }
+inline void store16_global(void* target, const Vec16& v) { store16(target, v); }
 inline void store8(void* target, uint32_t low, uint32_t high) {
   emulator::require_aligned(target, 8, "an 8-byte store off its alignment");
   const uint32_t words[2] = {low, high};
@@ -258,44 +271,6 @@ inline void store4(void* target, uint32_t v) {
   emulator::require_aligned(target, 4, "a 4-byte store off its alignment");
   std::memcpy(target, &v, 4);
 }
-
-inline float bits_to_float(uint32_t bits) {
-  float v;
-  std::memcpy(&v, &bits, 4);
-  return v;
-}
-inline uint32_t float_to_bits(float v) {
-  uint32_t bits;
-  std::memcpy(&bits, &v, 4);
-  return bits;
-}
-inline float half_to_float(uint16_t bits) {
-  _Float16 v;
-  std::memcpy(&v, &bits, 2);
-  return static_cast<float>(v);
-}
-inline uint16_t float_to_half(float v) {
-  const _Float16 h = static_cast<_Float16>(v);
-  uint16_t bits;
-  std::memcpy(&bits, &h, 2);
-  return bits;
-}
-inline uint16_t float_to_bfloat16(float v) {
-  if (std::isnan(v)) return 0x7fff;
-  const uint32_t bits = float_to_bits(v);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __int2float_rn(int v) { return static_cast<float>(v); }
-inline float __ll2float_rn(int64_t v) { return static_cast<float>(v); }
-inline int saturate(double v) {
-  return std::isnan(v) ? 0 : static_cast<int>(std::clamp(v, -2147483648.0, 2147483647.0));
-}
-inline int __float2int_rn(float v) { return saturate(std::nearbyint(static_cast<double>(v))); }
-inline int __float2int_rd(float v) { return saturate(std::floor(static_cast<double>(v))); }
 
 inline void cp_async_16(void* target, const void* source, int bytes) {
   emulator::require_aligned(target, 16, "cp.async to a shared address off its alignment");
@@ -366,6 +341,11 @@ T warp_sum(T v) {
 
 inline unsigned char* shared_memory() { return emulator::shared; }
 inline int multiprocessor_count() { return emulator::multiprocessors; }
+inline bool is_capturing(void*) { return false; }
+inline const char* mapped_address(const void* host, void** device) {
+  *device = const_cast<void*>(host);
+  return nullptr;
+}
 
 template <typename... Params, typename... Args>
 const char* launch(void (*kernel)(Params...), int64_t blocks_x, int64_t blocks_y, int threads, size_t shared_bytes,

@@ -90,7 +90,7 @@ def _cached_library(name: str, arguments: list[str], inputs: list[Path]) -> Path
 def kernels() -> Path:
     """The kernels of csrc/cuda over the emulator, as a library of launchers."""
     sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), HERE / "entry.cpp"]
-    headers = [*sorted((ROOT / "csrc/cuda").glob("*.*h")), ROOT / "csrc/launchers.h", HERE / "cuda_emulator.h"]
+    headers = [*sorted((ROOT / "csrc/cuda").glob("*.*h")), ROOT / "csrc/launchers.h", *sorted(HERE.glob("*.h"))]
     arguments = [*FLAGS, f"-I{HERE}", f"-I{ROOT}", "-x", "c++", *map(str, sources)]
     return _cached_library("kernels", arguments, sources + headers)
 

@@ -54,13 +54,14 @@ void check_states(const char* op, const OptimizerLists& lists, const OptimizerRu
   for (size_t j = 0; j < states.size(); ++j) {
     const size_t i = j % n, slot = j / n;
     check_same(op, "states", j, states[j], i, params[i]);
-    if (i == 0) {
+    if (i == 0 || dtype_code(states[j]) != dtype_code(states[j - i])) {
+      std::vector<ScalarType> accepted{ScalarType::Float, ScalarType::BFloat16};
       if (!scales.empty())
-        check_one_of(op, item("states", j), states[j], {rule.slot_signed[slot] ? ScalarType::Char : ScalarType::Byte});
+        accepted = {rule.slot_signed[slot] ? ScalarType::Char : ScalarType::Byte};
       else if (rule.param_dtype == DType::f64)
-        check_one_of(op, item("states", j), states[j], {ScalarType::Double});
-      else
-        check_one_of(op, item("states", j), states[j], {ScalarType::Float, ScalarType::BFloat16});
+        accepted = {ScalarType::Double};
+      STD_TORCH_CHECK(holds(accepted, states[j].scalar_type()), op, ": expected ", item("states", j), " to be ",
+                      names(accepted), ", got torch.", dtype_name(states[j].scalar_type()));
     }
     STD_TORCH_CHECK(dtype_code(states[j]) == dtype_code(states[j - i]), op, ": expected ", item("states", j),
                     " to have the dtype of ", item("states", j - i));

@@ -34,7 +34,7 @@ def cells(quick: bool, cuda: bool) -> list[Cell]:
             "copy",
             partial(build, dtype=dtype),
             variant="forward+backward " + str(dtype).removeprefix("torch."),
-            seconds=0.4 if quick or cuda else 10.0,
+            seconds=0.4 if quick or cuda else 3.0,
         )
         for dtype in (torch.float32, torch.bfloat16)[: 1 if quick else 2]
     ]
