@@ -35,7 +35,7 @@ CASES += [
         optim.Adam, torch.optim.Adam, {"weight_decay": 0.1, "decoupled_weight_decay": True}, id="Adam-decoupled"
     ),
     pytest.param(optim.AdamW, torch.optim.AdamW, {"betas": (0.8, 0.95), "eps": 1e-3}, id="AdamW-betas"),
-    pytest.param(optim.RMSprop, torch.optim.RMSprop, {"centered": True, "momentum": 0.9}, id="RMSprop-centered"),
+    pytest.param(optim.RMSprop, torch.optim.RMSprop, {"centered": True, "momentum": 0.9}, id="RMSprop-centered-0.9"),
 ]
 
 
@@ -52,14 +52,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-# Measured here after 100 steps: 2 ulps, and 6 for centered RMSprop, whose variance is a difference of near numbers.
+# Measured here after 100 steps: 2 ulps, and 6 for RMSprop.
 ULPS = {"RMSprop": 8.0}
 
 
 @pytest.mark.parametrize(("ours", "theirs", "kwargs"), CASES)
 def test_parity(ours: type, theirs: type, kwargs: dict) -> None:
     """After 100 steps: within a few float32 ulps (of the tensor's largest element) of torch's, and no further from a
-    float64 run than twice as far as torch's is, give or take an ulp (two where a difference of near numbers is taken).
+    float64 run than twice as far as torch's is, give or take an ulp. One element alone is a random walk of 100 steps,
+    in which either may be lucky: four ulps there.
     """
     kept = copy.deepcopy(kwargs)
     got = run(ours, torch.float32, STEPS, **kwargs)
@@ -68,7 +69,7 @@ def test_parity(ours: type, theirs: type, kwargs: dict) -> None:
     for g, w, t in zip(got, want, truth, strict=True):
         if t.numel():
             ulp = EPS * t.abs().max()
-            slack = 3.0 if kwargs.get("centered") else 1.0
+            slack = 1.0 if t.numel() > 1 else 4.0
             assert (g - w).abs().max() <= ULPS.get(ours.__name__, 4.0) * ulp
             assert (g - t).abs().max() <= 2 * (w - t).abs().max() + slack * ulp
 
