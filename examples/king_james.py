@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import importlib.util
+import itertools
 import math
 import subprocess
 import time
@@ -145,7 +146,7 @@ def draw_curves(top, bottom, runs: dict[str, list[dict[str, str]]], title: str) 
     """Validation losses on one matplotlib axis, their distance from the first run's in percent on the other."""
     curves = {name: [(int(r["step"]), float(r["validation_loss"])) for r in rows] for name, rows in runs.items()}
     first = next(iter(curves.values()))
-    for (name, curve), style in zip(curves.items(), ("-", "--", ":", "-."), strict=False):
+    for (name, curve), style in zip(curves.items(), itertools.cycle(("-", "--", ":", "-."))):
         top.plot(*zip(*curve, strict=True), style, label=f"{name}: {curve[-1][1]:.4f}")
         gap = [(step, 100 * (loss / base - 1)) for (step, loss), (_, base) in zip(curve, first, strict=True)]
         bottom.plot(*zip(*gap, strict=True), style, label=name)
