@@ -38,7 +38,7 @@ demo: build
 	$(RUN) -m pykernels demo
 
 test: build
-	PYKERNELS_REQUIRE_NATIVE=1 $(RUN) -m pytest -n auto $(PYTEST_ARGS)
+	PYKERNELS_REQUIRE_NATIVE=1 $(RUN) -m pytest -n auto --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: venv
 	$(VENV)/bin/ruff check .

@@ -189,6 +189,7 @@ def test_every_operator_that_multiplies_has_a_formula() -> None:
         *("quantize_asymmetric", "quantize_blockwise", "quantize_colwise", "quantize_rowwise", "quantize_both"),
         *(f"{norm}_norm{what}" for norm in ("rms", "layer") for what in ("", "_backward", "_quantized")),
         "gated_activation_quantized",
+        *("optimizer_update_", "optimizer_norms", "squared_norms", "scale_tensors_"),
     }
     assert set(_library.OPS) == no_product | set(_flops.FORMULAS)
     assert all(getattr(torch.ops.pykernels, name) in flop_registry for name in _flops.FORMULAS)

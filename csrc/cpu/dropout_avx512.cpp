@@ -14,11 +14,11 @@
 // As in quantize_avx2.cpp: no header of others below this line.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #include "dropout.h"
-#include "simd_avx512.h"
+#include "simd_random_avx512.h"
 
 namespace pykernels::cpu {
 
-const DropoutKernels kDropoutAvx512 = dropout_kernels<Avx512>();
+const DropoutKernels kDropoutAvx512 = dropout_kernels<Avx512Random>();
 
 }  // namespace pykernels::cpu
 #endif

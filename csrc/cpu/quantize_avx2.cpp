@@ -15,11 +15,11 @@
 // copy that the linker keeps for everybody.
 #pragma GCC target("avx2,fma,f16c")
 #include "quantize_table.h"
-#include "simd_avx2.h"
+#include "simd_random_avx2.h"
 
 namespace pykernels::cpu {
 
-const QuantizeKernels kQuantizeAvx2 = quantize_kernels<Avx2>();
+const QuantizeKernels kQuantizeAvx2 = quantize_kernels<Avx2Random>();
 
 }  // namespace pykernels::cpu
 #endif

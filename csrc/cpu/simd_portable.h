@@ -209,7 +209,7 @@ struct Portable {
     store(out, mul(to_float(shift_right<8>(word[0])), set1(kUniformStep)));
   }
 
-  // As in simd_avx2.h; every type takes the same order.
+  // As in simd_random_avx2.h; every type takes the same order.
   static constexpr int kKept = 8;
   class Kept {
    public:
