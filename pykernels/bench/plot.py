@@ -36,6 +36,12 @@ COLORS = {
     "torch._weight_int8pack_mm": "#7e57c2",
     "pykernels": OURS,
     "pykernels float32": "#f06292",
+    "torch fused float32": "#424242",
+    "torch fused bfloat16": "#9e9e9e",
+    "torch foreach": "#cfd8dc",
+    "torchao 8-bit": "#ef6c00",
+    "bitsandbytes 8-bit": "#6d4c41",
+    "C loop": "#26a69a",
 }
 BLOCKS = ("rms_norm", "layer_norm", "swiglu", "geglu", "rope", "dropout")
 LOSSES = ("cross_entropy", "linear_cross_entropy", "linear_kl_div")
@@ -83,6 +89,7 @@ def draw(path: Path, out: Path, ops: Sequence[str] = ()) -> list[Path]:
             [row for row in measured if row.op == "int8_training_linear"],
         ),
         ("blocks", lanes, [row for row in measured if row.op in BLOCKS]),
+        ("optimizers", partial(lanes, times=True), [row for row in measured if row.op == "optimizer_step"]),
         (
             "transformer_block",
             partial(time_and_bytes, base="torch eager", field="saved_bytes", title="bytes saved for backward"),
@@ -290,8 +297,8 @@ def percents(pyplot: Any, rows: list[Row]) -> Any:
     return figure
 
 
-def lanes(pyplot: Any, rows: list[Row]) -> Any:
-    """Percent of the ceiling as `percents` draws it, lying down: for many cells."""
+def lanes(pyplot: Any, rows: list[Row], times: bool = False) -> Any:
+    """Percent of the ceiling as `percents` draws it, or milliseconds, lying down: for many cells."""
     ordered = sorted(rows, key=lambda row: (row.op, row.variant, row.dims))
     groups = list(dict.fromkeys((row.op, row.variant, row.shape) for row in ordered))
     providers = _order(rows)
@@ -299,20 +306,30 @@ def lanes(pyplot: Any, rows: list[Row]) -> Any:
     figure.get_layout_engine().set(rect=(0, 0.02, 1, 0.98))
     height = 0.84 / len(providers)
     for index, provider in enumerate(providers):
-        found = {(row.op, row.variant, row.shape): row.ceiling_percent for row in rows if row.provider == provider}
+        found = {
+            (row.op, row.variant, row.shape): (row.p50_us or 0.0) / 1e3 if times else row.ceiling_percent
+            for row in rows
+            if row.provider == provider
+        }
         places = [i + (index - (len(providers) - 1) / 2) * height for i, group in enumerate(groups) if found.get(group)]
         values = [found[group] or 0.0 for group in groups if found.get(group)]
         bars = axes.barh(places, values, height * 0.92, color=_color(provider), label=provider)
         if provider.startswith("pykernels"):
-            axes.bar_label(bars, fmt="%.0f", fontsize=8, fontweight="bold", color=_color(provider), padding=2)
-    axes.axvline(100, color="#222222", linestyle="--", linewidth=1)
-    labels = [f"{op} {_times(shape)}, {variant.removeprefix('forward+backward ')}" for op, variant, shape in groups]
-    axes.set(yticks=range(len(groups)), xlabel="percent of the copy bandwidth, forward and backward")
+            text = "%.1f" if times else "%.0f"
+            axes.bar_label(bars, fmt=text, fontsize=8, fontweight="bold", color=_color(provider), padding=2)
+    if times:
+        axes.set(xscale="log", xlabel="milliseconds a step; shape is tensors × rows × columns")
+        labels = [f"{variant}, {_times(shape)}" for _, variant, shape in groups]
+    else:
+        axes.axvline(100, color="#222222", linestyle="--", linewidth=1)
+        axes.set(xlabel="percent of the copy bandwidth, forward and backward")
+        labels = [f"{op} {_times(shape)}, {variant.removeprefix('forward+backward ')}" for op, variant, shape in groups]
+    axes.set(yticks=range(len(groups)))
     axes.set_yticklabels(labels, fontsize=8)
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.grid(False, axis="y")
-    figure.legend(loc="outside upper center", ncols=len(providers), fontsize=9)
+    figure.legend(loc="outside upper center", ncols=min(4, len(providers)), fontsize=9)
     return figure
 
 
@@ -323,11 +340,11 @@ def time_and_bytes(pyplot: Any, rows: list[Row], base: str, field: str, title: s
     figure, panels = pyplot.subplots(1, 2, figsize=(max(12.0, 3.2 * len(groups) + 2.0), 4.8), layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     width = 0.84 / len(providers)
-    values: tuple[tuple[str, str, Callable[[Row], float | None]], ...] = (
-        ("time, forward and backward", "{:.3g} ms", lambda row: row.p50_us and row.p50_us * 1e-3),
-        (title, "{:.3g} MB", lambda row: getattr(row, field) and getattr(row, field) * 1e-6),
+    values: tuple[tuple[str, str, str, Callable[[Row], float | None]], ...] = (
+        ("time, forward and backward", "{:.3g} ms", "s", lambda row: row.p50_us and row.p50_us * 1e-3),
+        (title, "{:.3g} MB", "GB", lambda row: getattr(row, field) and getattr(row, field) * 1e-6),
     )
-    for axes, (heading, text, value) in zip(panels, values, strict=True):
+    for axes, (heading, text, larger, value) in zip(panels, values, strict=True):
         bases = {(row.op, row.variant, row.shape): value(row) for row in rows if row.provider == base}
         for index, provider in enumerate(providers):
             found = {(row.op, row.variant, row.shape): value(row) for row in rows if row.provider == provider}
@@ -337,7 +354,7 @@ def time_and_bytes(pyplot: Any, rows: list[Row], base: str, field: str, title: s
                 if mine and other:
                     places.append(i + (index - (len(providers) - 1) / 2) * width)
                     heights.append(mine / other)
-                    labels.append(text.format(mine))
+                    labels.append(text.format(mine) if mine < 1000 else f"{mine / 1000:.2f} {larger}")
             bars = axes.bar(places, heights, width * 0.92, color=_color(provider), label=provider)
             axes.bar_label(bars, labels, fontsize=8)
         axes.axhline(1, color="#222222", linestyle="--", linewidth=1)
@@ -353,7 +370,13 @@ def _labels(groups: list[tuple[str, str, str]]) -> list[str]:
     """The shape of each group, and above it what is not the same for all."""
     ops, variants = ({group[i] for group in groups} for i in range(2))
     return [
-        "\n".join([*([op] if len(ops) > 1 else []), _times(shape), *([variant] if len(variants) > 1 else [])])
+        "\n".join(
+            [
+                *([op] if len(ops) > 1 else []),
+                _times(shape),
+                *([variant.removeprefix("forward+backward ")] if len(variants) > 1 else []),
+            ]
+        )
         for op, variant, shape in groups
     ]
 
