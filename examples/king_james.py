@@ -155,4 +155,5 @@ def draw_curves(top, bottom, runs: dict[str, list[dict[str, str]]], title: str) 
     top.legend(title="final")
     bottom.axhspan(-1, 1, color="0.92", zorder=0, label="within 1 %")
     bottom.set(xlabel="step", ylabel=f"loss against {next(iter(curves))}, %")
-    bottom.legend(ncols=4)
+    if len(runs) <= 4:  # more would not fit, and the legend above names them
+        bottom.legend(ncols=4)

@@ -133,7 +133,8 @@ def plot(csv_path: Path, png_path: Path) -> None:
     draw_curves(axes["loss"], axes["gap"], runs, f"AdamW on the King James text, {device}")
     kept = {name: float(rows[-1]["bytes_per_parameter"]) for name, rows in runs.items()}
     bars = axes["bytes"].barh(list(kept), list(kept.values()), color=[f"C{i}" for i in range(len(kept))])
-    axes["bytes"].bar_label(bars, fmt="%.2f")
+    axes["bytes"].bar_label(bars, fmt="%.2f", padding=2)
+    axes["bytes"].margins(x=0.15)
     axes["bytes"].invert_yaxis()
     axes["bytes"].set(title="weights and state", xlabel="bytes a parameter")
     png_path.parent.mkdir(parents=True, exist_ok=True)

@@ -87,3 +87,28 @@ def test_the_blocks_command_writes_the_curve_and_its_plot(blocks, tmp_path, caps
     assert "saved for" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         blocks.main(["--runs", "everything"])
+
+
+def test_the_optimizers_command_writes_the_curve_and_its_plot(tmp_path, capsys):
+    """Three widths of state: the command works, and what is kept is the formula's."""
+    optimizers = load("train_optimizers")
+    curve, picture = tmp_path / "curve.csv", tmp_path / "curve.png"
+    options = ["--steps", "2", "--device", "cpu", "--runs", "torch,16-bit,bf16 split_master"]
+    optimizers.main([*options, "--csv", str(curve), "--plot", str(picture)])
+    with curve.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == ["torch", "16-bit", "bf16 split_master"]
+    assert [float(row["bytes_per_parameter"]) for row in rows] == [12.0, 8.0, 12.0]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "bytes a parameter" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        optimizers.main(["--runs", "adamw"])
+
+
+def test_the_state_maps_command_compares_maps(tmp_path, capsys):
+    maps = load("state_maps")
+    assert [len(maps.dynamic(codes)) for codes in (127, 255)] == [128, 256]
+    curve, picture = tmp_path / "curve.csv", tmp_path / "curve.png"
+    maps.main(["--steps", "2", "--runs", "float32,square dithered", "--csv", str(curve), "--plot", str(picture)])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "square dithered" in capsys.readouterr().out
