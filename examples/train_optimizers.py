@@ -8,15 +8,24 @@ pass and their gradients rounded back to bf16, so that what differs is what the 
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from king_james import COLUMNS, Run, batches, corpus, draw_curves, final_losses, lockstep, read_csv, write_csv
+from king_james import (
+    COLUMNS,
+    Run,
+    batches,
+    command,
+    corpus,
+    draw_curves,
+    final_losses,
+    finish,
+    lockstep,
+    parse,
+    read_csv,
+)
 from torch import Tensor, nn
 from train_blocks import Llama, Shape
 
@@ -142,31 +151,9 @@ def plot(csv_path: Path, png_path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", default=",".join(RUNS), help=f"of {', '.join(RUNS)}; the first is the baseline")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
-    parser.add_argument("--csv", type=Path, help="write the curves here")
-    parser.add_argument("--plot", type=Path, help="draw the CSV here; needs --csv")
-    args = parser.parse_args(argv)
-    names = tuple(args.runs.split(","))
-    if unknown := set(names) - set(RUNS):
-        parser.error(f"--runs: unknown {', '.join(sorted(unknown))}; choose from {', '.join(RUNS)}")
-    if args.steps < 1:
-        parser.error(f"--steps: got {args.steps}, accepts 1 or more")
-    if args.plot and not args.csv:
-        parser.error("--plot draws what --csv wrote: give both")
-    result = train(names, args.steps, seed=args.seed, device=args.device, show=not args.json)
-    if args.csv:
-        write_csv(args.csv, result["rows"], (*COLUMNS, "bytes_per_parameter"))
-    if args.plot:
-        plot(args.csv, args.plot)
-    if args.json:
-        json.dump(result, sys.stdout)
-    else:
-        report(result)
+    args = parse(command(__doc__, tuple(RUNS), tuple(RUNS), 500), argv, tuple(RUNS))
+    result = train(args.names, args.steps, seed=args.seed, device=args.device, show=not args.json)
+    finish(args, result, report, plot, (*COLUMNS, "bytes_per_parameter"))
 
 
 if __name__ == "__main__":

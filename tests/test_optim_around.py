@@ -123,6 +123,11 @@ def test_in_backward_refuses() -> None:
     for kwargs, words in (({"accumulation_steps": 0}, "accumulation_steps"), ({"clip_value": -1.0}, "clip_value")):
         with pytest.raises(ValueError, match=words):
             optim.optimizer_in_backward(_mlp(), optim.AdamW, **kwargs)  # type: ignore[arg-type]
+    model = _mlp()
+    with pytest.raises(ValueError, match="max_grad_norm to be None or 0"):
+        optim.optimizer_in_backward(model, lambda params: optim.LAMB(params, max_grad_norm=1.0))
+    model(torch.randn(8, 64)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 SCHEDULES = [

@@ -78,32 +78,33 @@ uint64_t pykernels_ceiling_read(const void* data, int64_t bytes) {
 
 uint64_t pykernels_ceiling_update(void* const* updated, const int64_t* updated_bytes, int64_t updates,
                                   const void* const* read, const int64_t* read_bytes, int64_t reads) {
-  constexpr int64_t kPiece = 4096;
+  using Line = uint64_t __attribute__((vector_size(64)));
+  constexpr int64_t kPiece = 256;  // of the longest array; longer turns stop the prefetchers of the others
   int64_t longest = 0;
   for (int64_t j = 0; j < updates; ++j) longest = longest < updated_bytes[j] ? updated_bytes[j] : longest;
   for (int64_t j = 0; j < reads; ++j) longest = longest < read_bytes[j] ? read_bytes[j] : longest;
   const int64_t pieces = (longest + kPiece - 1) / kPiece;
-  uint64_t acc[8] = {};
+  Line acc = {};
   for (int64_t index = 0; index < pieces; ++index) {
     for (int64_t j = 0; j < reads; ++j) {
       const Lines lines(read_bytes[j], index, pieces);
       for (int64_t i = lines.begin; i < lines.end; i += 64) {
-        uint64_t line[8];
-        std::memcpy(line, static_cast<const char*>(read[j]) + i, sizeof(line));
-        for (int k = 0; k < 8; ++k) acc[k] ^= line[k];
+        Line line;
+        std::memcpy(&line, static_cast<const char*>(read[j]) + i, sizeof(line));
+        acc ^= line;
       }
     }
     for (int64_t j = 0; j < updates; ++j) {
       const Lines lines(updated_bytes[j], index, pieces);
       for (int64_t i = lines.begin; i < lines.end; i += 64) {
-        uint64_t line[8];
-        std::memcpy(line, static_cast<char*>(updated[j]) + i, sizeof(line));
-        for (int k = 0; k < 8; ++k) line[k] ^= acc[k];
-        std::memcpy(static_cast<char*>(updated[j]) + i, line, sizeof(line));
+        Line line;
+        std::memcpy(&line, static_cast<char*>(updated[j]) + i, sizeof(line));
+        line ^= acc;
+        std::memcpy(static_cast<char*>(updated[j]) + i, &line, sizeof(line));
       }
     }
   }
   uint64_t total = 0;
-  for (uint64_t v : acc) total ^= v;
+  for (int k = 0; k < 8; ++k) total ^= acc[k];
   return total;
 }

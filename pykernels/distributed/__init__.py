@@ -7,7 +7,7 @@ import and some builds of torch lack it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .memory import memory_per_rank, state_bytes
+from .memory import memory_per_rank, state_bytes_per_parameter
 
 if TYPE_CHECKING:
     from ._manifest import CheckpointError
@@ -31,7 +31,7 @@ __all__ = [
     "load_checkpoint",
     "memory_per_rank",
     "save_checkpoint",
-    "state_bytes",
+    "state_bytes_per_parameter",
     "zero",
 ]
 

@@ -11,29 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor, Placement
-from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 Inner = Callable[..., torch.optim.Optimizer]  # called as an optimizer class is
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """What of a tensor lies on this rank."""
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-
-
-def shard_like(piece: torch.Tensor, mesh: Any, placements: Iterable[Placement], whole: torch.Tensor) -> torch.Tensor:
-    """The DTensor of whole's shape that keeps `piece` here. Unlike DTensor.from_local it neither checks, nor moves a
-    host tensor to the mesh's device: what FSDP2 itself does for parameters in host memory."""
-    meta = TensorMeta(whole.shape, torch.empty(whole.shape, device="meta").stride(), piece.dtype)
-    return DTensor(piece, DTensorSpec(mesh, tuple(placements), tensor_meta=meta), requires_grad=False)
-
-
-def like(piece: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """`piece` in the place of tensor's local part: a DTensor if that is one."""
-    if not isinstance(tensor, DTensor):
-        return piece
-    return shard_like(piece, tensor.device_mesh, tensor.placements, tensor)
 
 
 class MirrorOptimizer(torch.optim.Optimizer):

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ._mirror import Inner, like, local
+from ..optim._shard import local, wrap
+from ._mirror import Inner
 
 
 class _Mapped:
@@ -55,7 +56,7 @@ class ZeroCopy:
                 here = local(value)
                 if self._placed.get(id(here)) is not here:
                     here = to_host(here)
-                    value = state[name] = like(here, value) if here is not local(value) else value
+                    value = state[name] = wrap(here, value, value.shape) if here is not local(value) else value
                 placed[id(local(value))] = local(value)
         self._placed = placed
 

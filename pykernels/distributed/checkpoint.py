@@ -14,9 +14,10 @@ from torch import nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict, set_model_state_dict
 
+from ..optim._shard import local, wrap
 from . import _manifest
 from ._manifest import CheckpointError, Ranks
-from ._mirror import MirrorOptimizer, like, local
+from ._mirror import MirrorOptimizer
 
 GROUPS = "groups.pt"
 MODEL, STATE = "model.", "optimizer.state."
@@ -138,7 +139,7 @@ def _flat(model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> dict[
 
 def _twin(value: Any) -> Any:
     """Host memory for what `value` holds on this rank."""
-    return like(torch.empty_like(local(value), device="cpu"), value) if torch.is_tensor(value) else value
+    return wrap(torch.empty_like(local(value), device="cpu"), value, value.shape) if torch.is_tensor(value) else value
 
 
 def _quietly(function: Any, state: dict[str, Any], *, checkpoint_id: Path, ranks: Ranks) -> None:

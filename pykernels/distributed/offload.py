@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ._mirror import Inner, MirrorOptimizer, like, local
+from ..optim._shard import local, wrap
+from ._mirror import Inner, MirrorOptimizer
 
 
 class Transfers(Protocol):
@@ -138,7 +139,7 @@ class OffloadedOptimizer(MirrorOptimizer):
         host = self._transfers.host(here, torch.float32 if low and self._wide else p.dtype)
         host.copy_(here)
         self._versions[p] = local(p)._version
-        return nn.Parameter(like(host, p), requires_grad=p.requires_grad)
+        return nn.Parameter(wrap(host, p, p.shape), requires_grad=p.requires_grad)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As of any optimizer."""
@@ -179,12 +180,18 @@ class OffloadedOptimizer(MirrorOptimizer):
                 if p.grad is not None:
                     self._take_gradient(p)
         try:
-            for bucket in self._buckets:
+            for bucket in self._together():
                 self._update_bucket([p for p in bucket if p.grad is not None])
         finally:
             self._fetched.clear()
             for device in devices:
                 self._transfers.finish(device)
+
+    def _together(self) -> list[list[torch.Tensor]]:
+        """The parameters of each call of the inner optimizer: all of them where it clips by their global norm."""
+        if any(group.get("max_grad_norm") for group in self.param_groups):
+            return [[p for bucket in self._buckets for p in bucket]]
+        return self._buckets
 
     def _update_bucket(self, bucket: list[torch.Tensor]) -> None:
         if not bucket:
@@ -192,7 +199,7 @@ class OffloadedOptimizer(MirrorOptimizer):
         for p in bucket:
             self._take_over(p)
             self._transfers.wait(self._fetched[p][2])
-            self._mirrors[p].grad = like(self._grads[p].to(self._mirrors[p].dtype), self._mirrors[p])
+            self._mirrors[p].grad = wrap(self._grads[p].to(self._mirrors[p].dtype), p, p.shape)
         try:
             self.inner.step()
         finally:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from .memory import DTYPES, MOMENTS, STAGES, STATE_BITS, memory_per_rank, state_bytes
+from .memory import DTYPES, FLAGS, STAGES, STATE_BITS, memory_per_rank, state_bytes_per_parameter
 
 PAPER = "float32 copy"
 
@@ -45,7 +45,7 @@ def plan(options: argparse.Namespace) -> list[dict[str, Any]]:
             {
                 "state_bits": state_bits,
                 "rounding": rounding or PAPER,
-                "state_bytes_per_param": state_bytes(**shared),
+                "state_bytes_per_parameter": state_bytes_per_parameter(**shared),
                 "bytes_per_rank": stages,
             }
         )
@@ -70,7 +70,7 @@ def show(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         gigabytes = [value / 1e9 for value in row["bytes_per_rank"].values()]
         cells = [f"{value:.1f}" if value >= 1 else f"{value:.3g}" for value in gigabytes]
-        table.add_row(str(row["state_bits"]), row["rounding"], f"{row['state_bytes_per_param']:.5g}", *cells)
+        table.add_row(str(row["state_bits"]), row["rounding"], f"{row['state_bytes_per_parameter']:.5g}", *cells)
     console = Console()
     console.print(table)
     console.print("Not in it: activations, and in stages 2 and 3 the parameters in use.")
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--world-size", type=_positive, default=1, help="number of ranks (default 1)")
     parser.add_argument("--param-dtype", choices=DTYPES, default="bfloat16", help="(default bfloat16)")
     parser.add_argument("--grad-dtype", choices=DTYPES, help="(default: as the parameters)")
-    parser.add_argument("--algorithm", choices=MOMENTS, default="adamw", help="(default adamw)")
+    parser.add_argument("--algorithm", choices=FLAGS, default="adamw", help="(default adamw)")
     parser.add_argument("--block-size", type=_positive, default=256, help="of 8-bit state (default 256)")
     parser.add_argument("--offload", choices=["optimizer"], help="leave the optimizer state to the host")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")

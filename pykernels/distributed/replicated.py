@@ -12,8 +12,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
+from ..optim._shard import as_dtensor, local
 from . import _buckets
-from ._mirror import Inner, MirrorOptimizer, shard_like
+from ._mirror import Inner, MirrorOptimizer
 
 
 class ReplicatedOptimizer(MirrorOptimizer):
@@ -68,7 +69,7 @@ class ReplicatedOptimizer(MirrorOptimizer):
     def _mirror_of(self, p: torch.Tensor) -> torch.Tensor:
         bucket = _buckets.Bucket([p], self._group)
         rows = bucket.rows(0, p.detach())
-        return nn.Parameter(shard_like(rows, self.mesh, self._placements, p), requires_grad=p.requires_grad)
+        return nn.Parameter(as_dtensor(rows, self.mesh, self._placements, p.shape), requires_grad=p.requires_grad)
 
     def _forget_round(self) -> None:
         self._buffers: dict[int, torch.Tensor] = {}
@@ -168,8 +169,8 @@ class ReplicatedOptimizer(MirrorOptimizer):
     def _give(self, p: torch.Tensor, rows: torch.Tensor) -> None:
         rows = rows.to(p.dtype)
         if (kept := self._kept.pop(p, None)) is not None:
-            rows = kept._local_tensor.add_(rows)  # type: ignore[attr-defined]
-        p.grad = shard_like(rows, self.mesh, self._placements, p)
+            rows = local(kept).add_(rows)
+        p.grad = as_dtensor(rows, self.mesh, self._placements, p.shape)
         mirror = self._mirrors[p]
         # As FSDP2 does: those who hooked the shard hear of it.
         for hook in (getattr(mirror, "_post_accumulate_grad_hooks", None) or {}).values():
@@ -186,7 +187,7 @@ class ReplicatedOptimizer(MirrorOptimizer):
                         "before step() outside of it"
                     )
                 rows = _buckets.Bucket([p], self._group).rows(0, grad)
-                grad = shard_like(rows, self.mesh, self._placements, p)
+                grad = as_dtensor(rows, self.mesh, self._placements, p.shape)
             mirror.grad = grad
         try:
             self.inner.step()

@@ -48,7 +48,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def numbers(self, group: Group) -> Numbers:
         """beta1, beta2, eps and weight_decay as the operator names them."""
-        raise NotImplementedError
+        beta1, beta2 = group["betas"]
+        return float(beta1), float(beta2), group.get("eps", 0.0), group["weight_decay"]
 
     def slots(self, group: Group) -> dict[str, str]:
         """{state: "s" for signed or "u" for unsigned} of a parameter group."""
@@ -103,9 +104,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         for bucket, bucket_grads in zip(plan.buckets, grads, strict=True):
             group = bucket.group
             numbers = self.numbers(group)
-            here = None if scale is None else scale.to(bucket.device, non_blocking=True)
+            here = None if scale is None else _shard.moved(scale, bucket.device)
             ratio = ratio_of(bucket, bucket_grads, numbers, here)
-            inf = None if found is None else found.to(bucket.device, non_blocking=True)
+            inf = None if found is None else _shard.moved(found, bucket.device)
             bucket.update(bucket_grads, numbers, ratio, here, inf)
         return loss
 

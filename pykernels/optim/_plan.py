@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..ops import _optimizer_reference as rules
-from ..ops.optimizer_update import norms_reference, reference
 from . import _shard
 from ._layout import Order, in_order, layout
 from ._state import COMPENSATION, MASTER_LOW, SCALE, STEP, Group, quantised, rounding_of
@@ -131,8 +130,7 @@ class Bucket:
 
     def norms(self, grads: list[Tensor], numbers: Numbers, grad_scale: Tensor | None) -> Tensor:
         """[n, 2] float32: squared norms of the parameters and of the update's direction, over all ranks."""
-        function = norms_reference if self.dtype == torch.float64 else _ops.optimizer_norms.default
-        sums: Tensor = function(
+        sums: Tensor = _ops.optimizer_norms.default(
             self.algorithm, self.flags, self._contiguous(), grads, self.states, self.scales, self.extras, self.steps,
             *numbers, self.rounding, self.group["block_size"], grad_scale,
         )  # fmt: skip
@@ -148,9 +146,7 @@ class Bucket:
     ) -> None:
         """One call of the operator."""
         params = self._contiguous()
-        # The compiled kernels do not take float64.
-        function = reference if self.dtype == torch.float64 else _ops.optimizer_update_.default
-        function(
+        _ops.optimizer_update_.default(
             self.algorithm, self.flags, params, grads, self.states, self.scales, self.extras, self.steps, self.lr(),
             *numbers, self.rounding, self.group["seed"], self.place, self.group["block_size"], ratio, grad_scale,
             found_inf,

@@ -6,6 +6,7 @@ torch.distributed.tensor is never imported here: where nobody has imported it th
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from math import prod
 from typing import Any
 
@@ -38,27 +39,28 @@ def local_like(tensor: Tensor, param: Tensor) -> Tensor:
     return local(tensor)
 
 
-def wrap(part: Tensor, param: Tensor, shape: list[int]) -> Tensor:
+def as_dtensor(part: Tensor, mesh: Any, placements: Iterable[Any], shape: Iterable[int]) -> Tensor:
+    """The DTensor of the global `shape` that keeps `part` here, unchecked. DTensor.from_local would move a part on the
+    host to the mesh's device, where FSDP2 and OffloadedOptimizer keep it on purpose."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    size = torch.Size(shape)
+    stride = tuple(prod(size[i + 1 :]) for i in range(len(size)))
+    spec = DTensorSpec(mesh, tuple(placements), tensor_meta=TensorMeta(size, stride, part.dtype))
+    return DTensor(part, spec, requires_grad=False)
+
+
+def wrap(part: Tensor, param: Tensor, shape: Iterable[int]) -> Tensor:
     """A local tensor as a DTensor of the global `shape` with the mesh and placements of param; itself for others."""
     if not is_dtensor(param):
         return part
-    stride = [prod(shape[i + 1 :]) for i in range(len(shape))]
-    if part.device.type != param.device_mesh.device_type:  # type: ignore[attr-defined]
-        # from_local would move it: what FSDP2 or OffloadedOptimizer keeps on the host has its state there.
-        from torch.distributed.tensor import DTensor
-        from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+    return as_dtensor(part, param.device_mesh, param.placements, shape)  # type: ignore[attr-defined]
 
-        meta = TensorMeta(torch.Size(shape), tuple(stride), part.dtype)
-        spec = DTensorSpec(param.device_mesh, param.placements, tensor_meta=meta)  # type: ignore[attr-defined]
-        return DTensor(part, spec, requires_grad=False)
-    return type(param).from_local(  # type: ignore[attr-defined,no-any-return]
-        part,
-        param.device_mesh,  # type: ignore[attr-defined]
-        param.placements,  # type: ignore[attr-defined]
-        run_check=False,
-        shape=torch.Size(shape),
-        stride=tuple(stride),
-    )
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. A copy to the host is waited for: what reads it there would not know when it is done."""
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def same_layout(tensor: Tensor, param: Tensor) -> bool:

@@ -10,7 +10,6 @@ from typing_extensions import Unpack
 
 from ..ops import _optimizer_reference as rules
 from ._base import FusedOptimizer
-from ._plan import Numbers
 from ._state import Group, StateOptions
 
 
@@ -59,11 +58,6 @@ class Adam(FusedOptimizer):
         """As the base class says."""
         decoupled = rules.DECOUPLED if group["decoupled_weight_decay"] else 0
         return super().flags(group) | decoupled | (rules.AMSGRAD if group["amsgrad"] else 0)
-
-    def numbers(self, group: Group) -> Numbers:
-        """As the base class says."""
-        beta1, beta2 = group["betas"]
-        return float(beta1), float(beta2), group["eps"], group["weight_decay"]
 
 
 class AdamW(Adam):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import groupby
 from math import inf, isfinite
 from typing import Any
 
@@ -45,8 +46,12 @@ def clip_grad_norm_(
             raise RuntimeError(
                 f"clip_grad_norm_: expected the gradient of parameter {name} to be dense, got {grad.layout}"
             )
+    groups: dict[Any, list[tuple[str, Tensor]]] = defaultdict(list)
+    for name, grad in named:
+        groups[(grad.device, *_shard.sharding(grad))].append((name, grad))
+    named = [pair for members in groups.values() for pair in members]
     grads = [grad for _, grad in named]
-    norms = _norms(grads) if norm_type == 2.0 else _other_norms(grads, norm_type)
+    norms = squared_norms(grads).sqrt() if norm_type == 2.0 else _other_norms(grads, norm_type)
     total = torch.linalg.vector_norm(norms, norm_type)
     if error_if_nonfinite and not bool(torch.isfinite(total)):
         bad = [name for (name, _), norm in zip(named, norms.tolist(), strict=True) if not isfinite(norm)]
@@ -62,22 +67,20 @@ def _named(parameters: Any) -> list[tuple[str, Tensor]]:
     return [(repr(p[0]), p[1]) if isinstance(p, tuple) else (str(i), p) for i, p in enumerate(listed)]
 
 
-def _norms(grads: list[Tensor]) -> Tensor:
-    """[n] float64: the 2-norm of every gradient over all ranks, on the device of the first."""
-    buckets: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for i, grad in enumerate(grads):
-        buckets[(grad.device, *_shard.sharding(grad))].append(i)
-    result = torch.empty(len(grads), dtype=torch.float64, device=grads[0].device)
-    for members in buckets.values():
-        whole = [_shard.without_partial(grads[i]) for i in members]
-        squares = _ops.squared_norms([_dense(_shard.local(g)).contiguous() for g in whole])
-        squares = _shard.all_reduce(squares, _shard.sharding(whole[0]))
-        result[torch.tensor(members, device=result.device)] = squares.to(result.device, non_blocking=True)
-    return result.sqrt()
+def squared_norms(grads: list[Tensor]) -> Tensor:
+    """[n] float64: the squared 2-norm of every gradient over all ranks, on the device of the first. Neighbours on one
+    device and mesh share a pass and an all-reduce."""
+    sums = []
+    whole = [_shard.without_partial(g.detach()) for g in grads]
+    for (_, *sharded), members in groupby(whole, lambda g: (g.device, *_shard.sharding(g))):
+        parts = [_dense(_shard.local(g)).contiguous() for g in members]
+        squares = _shard.all_reduce(_ops.squared_norms(parts), tuple(sharded))
+        sums.append(_shard.moved(squares, grads[0].device))
+    return torch.cat(sums)
 
 
 def _other_norms(grads: list[Tensor], norm_type: float) -> Tensor:
-    """As `_norms`, one gradient at a time."""
+    """[n] float64: another norm of every gradient, one at a time."""
     norms = []
     for grad in grads:
         whole = _shard.without_partial(grad)

@@ -27,15 +27,22 @@ class OptimizerInBackward:
     ) -> None:
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self._accumulation_steps, self._clip_value = accumulation_steps, clip_value
-        self._handles = []
         for i, (name, param) in enumerate(model.named_parameters()):
             if not param.requires_grad:
                 continue
             optimizer = factory([param])
+            if any(group.get("max_grad_norm") for group in optimizer.param_groups):
+                raise ValueError(
+                    "optimizer_in_backward: expected max_grad_norm to be None or 0, got "
+                    f"{optimizer.param_groups[0]['max_grad_norm']}: no norm of all gradients exists in backward"
+                )
             if isinstance(optimizer, FusedOptimizer):
                 optimizer.first_stream = i  # randomness of its own, the same as in one optimizer for the whole model
             self.optimizers[name] = optimizer
-            self._handles.append(param.register_post_accumulate_grad_hook(self._hook(optimizer)))
+        self._handles = [
+            model.get_parameter(name).register_post_accumulate_grad_hook(self._hook(optimizer))
+            for name, optimizer in self.optimizers.items()
+        ]
 
     def _hook(self, optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None]:
         seen = 0
@@ -106,6 +113,7 @@ def optimizer_in_backward(
     clip_value: gradients are clamped to [-clip_value, clip_value] first. Clipping by the global norm cannot be had: it
     needs all gradients at once. Peak memory of gradients: that of the largest parameter (with accumulation_steps=1),
     whatever the model. FSDP2 models work: FSDP calls the same hooks after its reduction.
+    Errors: ValueError for values outside these, and for an optimizer with max_grad_norm; no hook is left then.
     """
     if accumulation_steps < 1:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from ..ops import _optimizer_reference as rules
 from . import _shard
 from ._base import FusedOptimizer
-from ._plan import Numbers, Plan
+from ._plan import Plan
 from ._state import Group, StateOptions
 
 
@@ -72,11 +72,6 @@ class LAMB(FusedOptimizer):
         corrected = 0 if group["bias_correction"] else rules.UNCORRECTED
         return super().flags(group) | corrected | (rules.AMSGRAD if group["amsgrad"] else 0)
 
-    def numbers(self, group: Group) -> Numbers:
-        """As the base class says."""
-        beta1, beta2 = group["betas"]
-        return float(beta1), float(beta2), group["eps"], group["weight_decay"]
-
     def _gradient_divisor(self, plan: Plan, grads: list[list[Tensor]], scale: Tensor | None) -> Tensor | None:
         limit = self.param_groups[0]["max_grad_norm"]
         if not limit > 0.0:
@@ -84,13 +79,12 @@ class LAMB(FusedOptimizer):
         device = plan.buckets[0].device
         total = torch.zeros((), dtype=torch.float64, device=device)
         for bucket, part in zip(plan.buckets, grads, strict=True):
-            total += _shard.all_reduce(torch.ops.pykernels.squared_norms(part).sum(), bucket.sharded).to(
-                device, non_blocking=True
-            )
+            square = _shard.all_reduce(torch.ops.pykernels.squared_norms(part).sum(), bucket.sharded)
+            total += _shard.moved(square, device)
         norm = total.sqrt()
         if scale is None:
             return (norm / limit).clamp(min=1.0).float()
-        scale = scale.to(device, torch.float64, non_blocking=True)
+        scale = _shard.moved(scale, device).double()
         return torch.maximum(scale, norm / limit).float()
 
 

@@ -10,8 +10,7 @@ from typing_extensions import Unpack
 
 from ..ops import _optimizer_reference as rules
 from ._base import FusedOptimizer
-from ._plan import Numbers
-from ._state import Group, StateOptions
+from ._state import StateOptions
 
 
 class Lion(FusedOptimizer):
@@ -48,11 +47,6 @@ class Lion(FusedOptimizer):
             "fused": fused,
         }
         super().__init__(params, defaults, options)
-
-    def numbers(self, group: Group) -> Numbers:
-        """As the base class says."""
-        beta1, beta2 = group["betas"]
-        return float(beta1), float(beta2), 0.0, group["weight_decay"]
 
 
 class Lion8bit(Lion):

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _shard
-
-_ops = torch.ops.pykernels
+from .clip import squared_norms
 
 
 class GradientNoiseScale:
@@ -60,7 +58,7 @@ class GradientNoiseScale:
     def _hook(self, i: int) -> Any:
         def see(grad: Tensor) -> None:
             self._counts[i] += 1
-            square = _square([grad])
+            square = squared_norms([grad]).sum()
             self._squares = square if self._squares is None else self._squares + square
 
         return see
@@ -72,7 +70,7 @@ class GradientNoiseScale:
         grads = [p.grad for p in self._params if p.grad is not None]
         if self._squares is None or not grads:
             raise RuntimeError("GradientNoiseScale: expected a backward since the last update, got none")
-        small, big = self._squares / micros, _square(grads)
+        small, big = self._squares / micros, squared_norms(grads).sum()
         if self._averaged:
             small = small * micros**2  # the hook saw gradients divided by the number of micro-batches
         else:
@@ -113,13 +111,3 @@ class GradientNoiseScale:
         """Takes the hooks off."""
         for handle in self._handles:
             handle.remove()
-
-
-def _square(grads: list[Tensor]) -> Tensor:
-    """The squared norm of all gradients together; shards are summed over their ranks."""
-    total = torch.zeros((), dtype=torch.float64, device=grads[0].device)
-    for grad in grads:
-        whole = _shard.without_partial(grad)
-        part = _ops.squared_norms([_shard.local(whole).detach().contiguous()]).sum()
-        total += _shard.all_reduce(part, _shard.sharding(whole)).to(total.device, non_blocking=True)
-    return total

@@ -84,15 +84,24 @@ def ours(rank: Rank) -> dict[str, Any]:
 
 def existing_fsdp2_model(rank: Rank) -> Any:
     """The optimizer alone, on a model that its user sharded."""
-    model = Exact()
-    for block in model.blocks:
-        fully_shard(block)
-    fully_shard(model)
+    inside = _sharded()
+    hooked = optim.optimizer_in_backward(inside, lambda params: optim.AdamW(params, lr=0.01, amsgrad=True))
+    train_exact(inside, hooked, range(FEW), rank.rank, rank.world)  # type: ignore[arg-type]
+    assert all(p.grad is None for p in inside.parameters())
+    model = _sharded()
     optimizer = optim.AdamW(model.parameters(), lr=0.01, amsgrad=True)
     train_exact(model, optimizer, range(FEW), rank.rank, rank.world)
     with pytest.raises(ValueError, match="the model is sharded already: give its parameters to the optimizer"):
         zero(model, optim.AdamW, 3)
-    return values(model), state_of(model, optimizer)
+    return values(model), state_of(model, optimizer), values(inside)
+
+
+def _sharded() -> Exact:
+    model = Exact()
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    return model
 
 
 def placements(rank: Rank) -> None:

@@ -47,6 +47,15 @@ class Paper(Direct):
         self.sent.clear()
 
 
+def test_lamb_clips_by_the_norm_of_all_buckets() -> None:
+    plain, ours = Mlp(), Mlp()
+    options = {"lr": 0.01, "max_grad_norm": 1e-3}
+    expected = optim.LAMB(plain.parameters(), **options)
+    offloaded = OffloadedOptimizer(ours.parameters(), optim.LAMB, bucket_bytes=1, transfers=Paper(), **options)
+    assert train_mlp(plain, expected, 3) == train_mlp(ours, offloaded, 3)
+    assert_equal(values(ours), values(plain))
+
+
 class Chain(nn.Module):
     """Weights of 1 to 4 elements, used one after another."""
 

@@ -10,7 +10,7 @@ import torch
 
 from pykernels import optim
 from pykernels.__main__ import main
-from pykernels.distributed import memory_per_rank, state_bytes
+from pykernels.distributed import memory_per_rank, state_bytes_per_parameter
 from pykernels.distributed.plan import choices
 
 PAPER = {0: 120.0, 1: 31.4, 2: 16.6, 3: 1.9}  # GB, Rajbhandari et al. 2020, figure 1
@@ -36,7 +36,7 @@ def test_the_papers_table(stage: int) -> None:
     ],
 )
 def test_state_bytes(bits: int, rounding: str | None, dtype: torch.dtype, algorithm: str, expected: float) -> None:
-    assert state_bytes(bits, rounding, algorithm=algorithm, param_dtype=dtype) == expected
+    assert state_bytes_per_parameter(bits, rounding, algorithm=algorithm, param_dtype=dtype) == expected
 
 
 def test_what_each_stage_divides() -> None:
@@ -91,7 +91,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     for row in report["choices"]:
         rounding = None if row["rounding"] == "float32 copy" else row["rounding"]
         settings = {"state_bits": row["state_bits"], "rounding": rounding, "algorithm": "lion"}
-        assert row["state_bytes_per_param"] == state_bytes(**settings)
+        assert row["state_bytes_per_parameter"] == state_bytes_per_parameter(**settings)
         assert row["bytes_per_rank"] == {str(s): memory_per_rank(1e6, 4, s, **settings) for s in range(4)}
     assert len(report["choices"]) == 13
 
@@ -130,7 +130,7 @@ def test_the_formula_is_that_of_the_optimizers() -> None:
     for bits in (32, 16, 8):
         for rounding in ("nearest", "stochastic", "kahan", "split_master"):
             made = optim.state_bytes((512, 1024), torch.bfloat16, optim.AdamW, state_bits=bits, rounding=rounding)
-            assert made - 4 == state_bytes(bits, rounding) * 512 * 1024
+            assert made - 4 == state_bytes_per_parameter(bits, rounding) * 512 * 1024
 
 
 def test_the_documents_table() -> None:
@@ -141,5 +141,5 @@ def test_the_documents_table() -> None:
         gigabytes = [memory_per_rank(7.5e9, 64, stage, **settings) / 1e9 for stage in range(4)]
         cells = [f"{value:.1f}" if value >= 1 else f"{value:.3g}" for value in gigabytes]
         name = "float32 copy" if rounding is None else f'`"{rounding}"`'
-        row = f"| {state_bits} | {name} | {state_bytes(**settings):.5g} | {' | '.join(cells)} |"
+        row = f"| {state_bits} | {name} | {state_bytes_per_parameter(**settings):.5g} | {' | '.join(cells)} |"
         assert row in page.splitlines(), row

@@ -58,9 +58,10 @@ def test_our_optimizers_bit_for_bit(ranks: Any, name: str) -> None:
 
 def test_a_model_its_user_sharded(two_ranks: Any) -> None:
     expected, state = one_rank(optim.AdamW, steps=FEW, lr=0.01, amsgrad=True)
-    trained, kept = two_ranks("existing_fsdp2_model")
+    trained, kept, in_backward = two_ranks("existing_fsdp2_model")
     assert_equal(trained, expected)
     assert_equal(kept, state)
+    assert_equal(in_backward, expected)
 
 
 def test_placements(ranks: Any) -> None:

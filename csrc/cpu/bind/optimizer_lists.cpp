@@ -135,8 +135,13 @@ std::vector<OptimizerTensor> optimizer_tensors(const OptimizerRule& rule, const 
   return tensors;
 }
 
-double first_correction(const OptimizerRule& rule, uint32_t step) {
+static double first_correction(const OptimizerRule& rule, uint32_t step) {
   return rule.flags & kUncorrected ? 1.0 : 1.0 / (1.0 - std::pow(rule.beta1, static_cast<double>(step)));
+}
+
+double length_factor(const OptimizerRule& rule, uint32_t step) {
+  if (rule.algorithm == Algorithm::adam) return first_correction(rule, step);
+  return rule.algorithm == Algorithm::adagrad ? 1.0 / (1.0 + (step - 1.0) * rule.beta1) : 1.0;
 }
 
 void set_step(const OptimizerRule& rule, uint32_t step, OptimizerTensor& tensor) {

@@ -118,8 +118,8 @@ OptimizerRule check_lists(const char* op, const OptimizerArguments& args, const 
 std::vector<OptimizerTensor> optimizer_tensors(const OptimizerRule& rule, const OptimizerLists& lists,
                                                const std::vector<int64_t>& place);
 
-// 1 / (1 - beta1^step) and such, as the reference computes them.
-double first_correction(const OptimizerRule& rule, uint32_t step);
+// What the learning rate is multiplied by beside the ratio, as the reference's `factor`.
+double length_factor(const OptimizerRule& rule, uint32_t step);
 void set_step(const OptimizerRule& rule, uint32_t step, OptimizerTensor& tensor);
 
 // A scalar tensor, float32 or float64.

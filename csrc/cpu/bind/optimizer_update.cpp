@@ -78,10 +78,7 @@ void optimizer_update_cpu(int64_t algorithm, int64_t flags, const Tensors& param
     *count += 1.0f;
     OptimizerTensor& t = tensors[i];
     set_step(rule, static_cast<uint32_t>(*count), t);
-    const double factor = rule.algorithm == Algorithm::adam      ? first_correction(rule, t.step)
-                          : rule.algorithm == Algorithm::adagrad ? 1.0 / (1.0 + (t.step - 1.0) * beta1)
-                                                                 : 1.0;
-    t.length = rate * factor * (ratios == nullptr ? 1.0 : static_cast<double>(ratios[i]));
+    t.length = rate * length_factor(rule, t.step) * (ratios == nullptr ? 1.0 : static_cast<double>(ratios[i]));
     t.decay = 1.0 - rate * weight_decay;
   }
   const Work work(rule, tensors);
@@ -126,10 +123,7 @@ Tensor optimizer_norms_cpu(int64_t algorithm, int64_t flags, const Tensors& para
   Tensor out = empty_cpu({static_cast<int64_t>(tensors.size()), 2}, ScalarType::Float);
   float* result = static_cast<float*>(out.mutable_data_ptr());
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const uint32_t step = tensors[i].step;
-    const double factor = rule.algorithm == Algorithm::adam      ? first_correction(rule, step)
-                          : rule.algorithm == Algorithm::adagrad ? 1.0 / (1.0 + (step - 1.0) * beta1)
-                                                                 : 1.0;
+    const double factor = length_factor(rule, tensors[i].step);
     result[2 * i] = static_cast<float>(total[2 * i]);
     result[2 * i + 1] = static_cast<float>(total[2 * i + 1] * factor * factor);
   }
