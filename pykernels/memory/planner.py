@@ -101,6 +101,8 @@ def plan(
         raise ValueError(f"device: got {device!r}, accepts {', '.join(map(repr, DEVICES))}.")
     if device_memory is not None and device_memory < 1:
         raise ValueError(f"device_memory: got {device_memory}, accepts a number of bytes above 0.")
+    if device == "cpu" and recipe is not None and recipe.offload:
+        raise ValueError(f"offload: got {recipe.offload!r} with device 'cpu', accepts None: its memory is the host's.")
     where: dict[str, Any] = {"batch": batch, "seq": seq, "world_size": world_size, "device": device}
     config = config_of(model_or_config)
     if config is not None:

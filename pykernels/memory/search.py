@@ -64,7 +64,7 @@ def search(
     where: dict[str, Any] = {"batch": batch, "seq": seq, "world_size": world_size, "device": device}
     host = _host()
     found: list[tuple[float, int, Recipe]] = []
-    for recipe in _recipes(dtype, world_size, int8_training):
+    for recipe in _recipes(dtype, world_size, int8_training, device):
         found += _placed(host, config, recipe, device_memory, **where)
     slack: dict[Recipe, int] = {}
     for _ in range(64):
@@ -104,7 +104,7 @@ def smallest(
         state_bits=8,
         rounding=_rounding(dtype),
         stage=3 if world_size > 1 else 0,
-        offload="parameters" if world_size > 1 else "optimizer",
+        offload=None if device == "cpu" else "parameters" if world_size > 1 else "optimizer",
     )
     plans = [plan_config(config, dataclasses.replace(base, save=save), **where) for save in DIAL[1:]]
     return min(plans, key=lambda made: made.peak)
@@ -133,12 +133,12 @@ def ladder(
             yield what, plan_config(config, now, **where).peak
 
 
-def _recipes(dtype: str, world_size: int, int8_training: bool) -> Iterator[Recipe]:
+def _recipes(dtype: str, world_size: int, int8_training: bool, device: str) -> Iterator[Recipe]:
     for int8, bits, stage, offload in itertools.product(
         (False, True) if int8_training else (False,),
         (32, 8),
         (0, 1, 2, 3) if world_size > 1 else (0,),
-        (None, "optimizer"),
+        (None,) if device == "cpu" else (None, "optimizer"),
     ):
         yield Recipe(
             dtype, int8_training=int8, state_bits=bits, rounding=_rounding(dtype), stage=stage, offload=offload

@@ -6,6 +6,7 @@ what a kernel takes inside itself does not (oneDNN's scratch, the tiles that an 
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -71,6 +72,7 @@ class Tracer(TorchDispatchMode):
         self.events: list[tuple[int, int, str]] = []
         self.held = self.highest = 0  # bytes
         self.opens = True
+        self._depth = 0  # of opened operators
         self._live: dict[int, int] = {}
         self._device, self._round = device, ROUNDS_TO[device]
 
@@ -116,12 +118,26 @@ class Tracer(TorchDispatchMode):
         self.held -= self.blocks[number].nbytes
         self.events.append((number, -1, ""))
 
+    def _engine_adds(self, args: Sequence[Any]) -> bool:
+        """Whether it is autograd that adds up two gradients, and would write the sum over the first if it were not for
+        the mode: where nothing else holds that one."""
+        if self._depth or torch.is_grad_enabled() or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
+            return False
+        first, second = args
+        if first.shape != second.shape or first.dtype != second.dtype or not first.is_meta:
+            return False
+        return all(got <= alone for got, alone in zip(_uses(first), _uses_alone(), strict=True))
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
         op = OPS.get(name.removeprefix("pykernels::")) if name.startswith("pykernels::") else None
         if self.opens and op is not None and op.composite and not (op.triton and self._device == "cuda"):
+            self._depth += 1
             with self:
                 result = op.reference(*args, **(kwargs or {}))
+            self._depth -= 1
+        elif func is torch.ops.aten.add.Tensor and self._engine_adds(args):
+            result = args[0].add_(args[1])
         else:
             result = func(*args, **(kwargs or {}))
         for leaf in result if isinstance(result, tuple) else (result,):
@@ -132,6 +148,34 @@ class Tracer(TorchDispatchMode):
                     if isinstance(inner, Tensor):
                         self.add(inner, name)
         return result
+
+
+def _uses(tensor: Tensor) -> tuple[int, int]:
+    """How many hold a tensor, and its memory, those included that are here for asking."""
+    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _uses_alone() -> tuple[int, int]:
+    """_uses of a gradient that autograd alone holds when it adds another to it."""
+    seen: list[tuple[int, int]] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.add.Tensor and not torch.is_grad_enabled():
+                self._note(args)
+            return func(*args, **(kwargs or {}))
+
+        def _note(self, args: Sequence[Any]) -> None:
+            first, _ = args
+            seen.append(_uses(first))
+
+    x = torch.empty(3, device="meta", requires_grad=True)
+    y = x * 1.0
+    loss = (torch.sin(y) * torch.cos(y)).sum()
+    with torch.enable_grad(), Watch():
+        loss.backward()
+    return seen[-1]
 
 
 class FlashAttention(TorchFunctionMode):
