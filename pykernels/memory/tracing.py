@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -73,6 +72,7 @@ class Tracer(TorchDispatchMode):
         self.held = self.highest = 0  # bytes
         self.opens = True
         self._depth = 0  # of opened operators
+        self._alone = _uses_alone()
         self._live: dict[int, int] = {}
         self._device, self._round = device, ROUNDS_TO[device]
 
@@ -126,10 +126,14 @@ class Tracer(TorchDispatchMode):
         first, second = args
         if first.shape != second.shape or first.dtype != second.dtype or not first.is_meta:
             return False
-        return all(got <= alone for got, alone in zip(_uses(first), _uses_alone(), strict=True))
+        return all(got <= alone for got, alone in zip(_uses(first), self._alone, strict=True))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
+        if func is torch.ops.aten._fused_sdp_choice.default:
+            # On the meta device PyTorch would choose to hold all scores; the kernels of real devices hold a tile.
+            dropout = args[4] if len(args) > 4 else 0.0
+            return 0 if dropout and self._device == "cpu" else 1
         op = OPS.get(name.removeprefix("pykernels::")) if name.startswith("pykernels::") else None
         if self.opens and op is not None and op.composite and not (op.triton and self._device == "cuda"):
             self._depth += 1
@@ -178,38 +182,6 @@ def _uses_alone() -> tuple[int, int]:
     return seen[-1]
 
 
-class FlashAttention(TorchFunctionMode):
-    """scaled_dot_product_attention of meta tensors by the kernel that a real device would choose, not by a product of
-    all scores."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return _attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    if not query.is_meta or dropout_p:
-        with torch._C.DisableTorchFunction():
-            return torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-            )
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask, 0.0)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
-    )[0]
-
-
 def trace_step(
     model: nn.Module,
     loss_of: Callable[[], Tensor],
@@ -232,7 +204,7 @@ def trace_step(
     for tensor in (*model.parameters(), *model.buffers()):
         tracer.add(tensor)
     marks: list[int] = []
-    with planned_for(device), FlashAttention(), tracer:
+    with planned_for(device), tracer:
         tracer.opens = False
         with torch.no_grad():
             loss_of()  # makes what is kept from one step to the next: rope's tables
@@ -330,7 +302,7 @@ def trace_layer(
 ) -> LayerTrace:
     """The memory of layer(x) with x of this shape on the meta device, and of its backward."""
     tracer = Tracer(device)
-    with planned_for(device), FlashAttention(), tracer:
+    with planned_for(device), tracer:
         leaf = torch.empty((), dtype=dtype, device="meta", requires_grad=True)
         x = leaf.expand(shape).clone()
         with torch.no_grad():
