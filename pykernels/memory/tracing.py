@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -130,10 +131,6 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
-        if func is torch.ops.aten._fused_sdp_choice.default:
-            # On the meta device PyTorch would choose to hold all scores; the kernels of real devices hold a tile.
-            dropout = args[4] if len(args) > 4 else 0.0
-            return 0 if dropout and self._device == "cpu" else 1
         op = OPS.get(name.removeprefix("pykernels::")) if name.startswith("pykernels::") else None
         if self.opens and op is not None and op.composite and not (op.triton and self._device == "cuda"):
             self._depth += 1
@@ -182,6 +179,48 @@ def _uses_alone() -> tuple[int, int]:
     return seen[-1]
 
 
+class FlashAttention(TorchFunctionMode):
+    """scaled_dot_product_attention of meta tensors as a real device's kernel does it, which holds a tile of the scores:
+    on the meta device PyTorch would choose the one that holds them all."""
+
+    def __enter__(self) -> Any:
+        # multi_head_attention_forward calls it from where no mode looks.
+        self._own = torch.nn.functional.scaled_dot_product_attention
+        torch.nn.functional.scaled_dot_product_attention = _attention_by(self._own)
+        return super().__enter__()
+
+    def __exit__(self, *arguments: Any) -> None:
+        super().__exit__(*arguments)
+        torch.nn.functional.scaled_dot_product_attention = self._own
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (_attention_by(func) if func is self._own else func)(*args, **(kwargs or {}))
+
+
+def _attention_by(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function that takes the place of PyTorch's `own`."""
+
+    def attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if not query.is_meta or dropout_p:
+            return own(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+        )[0]
+
+    return attention
+
+
 def trace_step(
     model: nn.Module,
     loss_of: Callable[[], Tensor],
@@ -204,7 +243,7 @@ def trace_step(
     for tensor in (*model.parameters(), *model.buffers()):
         tracer.add(tensor)
     marks: list[int] = []
-    with planned_for(device), tracer:
+    with planned_for(device), FlashAttention(), tracer:
         tracer.opens = False
         with torch.no_grad():
             loss_of()  # makes what is kept from one step to the next: rope's tables
@@ -302,7 +341,7 @@ def trace_layer(
 ) -> LayerTrace:
     """The memory of layer(x) with x of this shape on the meta device, and of its backward."""
     tracer = Tracer(device)
-    with planned_for(device), tracer:
+    with planned_for(device), FlashAttention(), tracer:
         leaf = torch.empty((), dtype=dtype, device="meta", requires_grad=True)
         x = leaf.expand(shape).clone()
         with torch.no_grad():
