@@ -1,4 +1,4 @@
-"""Imports flow one way: nn, quantization -> functional -> ops -> {kernels, the compiled library}."""
+"""Imports flow one way: integrations -> nn, quantization -> functional -> ops -> {kernels, the compiled library}."""
 
 import ast
 from pathlib import Path
@@ -17,6 +17,7 @@ ALLOWED = {
     "optim": {"_library", "functional", "ops", "optim"},
     "distributed": {"distributed", "functional", "ops", "optim"},
     "quantization": {"functional", "nn", "quantization", "_library"},
+    "integrations": {"functional", "integrations", "memory", "nn", "quantization"},
     "demo": {"demo", "quantization", "nn", "functional", "_library", "_info", ""},
     "bench": {"bench", "optim", "quantization", "nn", "functional", "ops", "_library", "_info", ""},
     "_info": {"_host", "_library", ""},
