@@ -61,13 +61,13 @@ def build(family: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     return model.to(dtype)
 
 
-def batch(padded: bool = True) -> dict[str, Tensor]:
-    """Two rows of tokens, the first padded on its left, with labels."""
+def batch(padded: bool = True, side: str = "right") -> dict[str, Tensor]:
+    """Two rows of tokens, the first padded on one side, with labels."""
     ids = torch.randint(3, VOCABULARY, (2, TOKENS), generator=torch.Generator().manual_seed(1))
     if not padded:
-        return {"input_ids": ids, "labels": ids.clone()}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
     mask = torch.ones_like(ids)
-    mask[0, :3] = 0
+    mask[0, slice(3) if side == "left" else slice(-3, None)] = 0
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
 

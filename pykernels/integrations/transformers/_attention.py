@@ -42,7 +42,7 @@ class FusedAttention(Fused):
     config: Any
     layer_idx: int
     training: bool
-    o_proj: nn.Module
+    o_proj: Any
 
     def fused_forward(
         self,
@@ -74,9 +74,9 @@ class FusedAttention(Fused):
         readable = save != "all" and plain_linear(*layers) and plain_norm(norm)
         tables = rope_tables(*position_embeddings)
         if readable and save == "recompute_qkv" and self._recomputable(attention_mask, past_key_values):
-            weights, biases = self._split(layers)
+            (query, key, value), biases = self._split(layers)
             options = norm_arguments(norm, x) | tables
-            out = F.norm_attention(x, *weights, biases, head_dim=state.head_dim, **options)
+            out = F.norm_attention(x, query, key, value, biases, head_dim=state.head_dim, **options)
             return self._project(save, out.flatten(-2)), None
         if readable:
             weights, biases = self._split(layers)
@@ -91,7 +91,8 @@ class FusedAttention(Fused):
             q, k = self.q_norm(q), self.k_norm(k)  # type: ignore[attr-defined]
         if q.dtype != k.dtype or not takes(q):
             raise RuntimeError(f"fuse_: expected query and key of one float dtype, got {q.dtype} and {k.dtype}")
-        q, k = F.rope(q, k, tables["cos"], tables["sin"], position_ids=tables["position_ids"])
+        q, k = F.rope(q, k, **tables)
+        assert k is not None
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         if past_key_values is not None:
             extra = []
@@ -114,7 +115,7 @@ class FusedAttention(Fused):
 
     def _project(self, save: str, out: Tensor) -> Tensor:
         if save != "all" and plain_linear(self.o_proj):
-            return F.norm_linear(out, self.o_proj.weight, self.o_proj.bias, norm=None)  # type: ignore[arg-type]
+            return F.norm_linear(out, self.o_proj.weight, self.o_proj.bias, norm=None)
         return self.o_proj(out)
 
     def _split(self, layers: list[Any]) -> tuple[list[Tensor], list[Any]]:
@@ -154,21 +155,23 @@ def is_rope(embeddings: Any) -> bool:
 
 
 def rope_tables(cos: Tensor, sin: Tensor) -> dict[str, Any]:
-    """transformers' cos and sin [B or 1, S, R], the second half a copy of the first, as arguments of functional.rope."""
+    """transformers' cos and sin [B or 1, S, R], its second half a copy of the first, as arguments of rope."""
     batch, seq, half = cos.shape[0], cos.shape[1], cos.shape[2] // 2
     cos, sin = cos[..., :half].reshape(batch * seq, half), sin[..., :half].reshape(batch * seq, half)
     rows = None if batch == 1 else torch.arange(batch * seq, device=cos.device).view(batch, seq)
     return {"cos": cos, "sin": sin, "position_ids": rows}
 
 
-def recognise(module: nn.Module) -> AttentionState | None:
+def recognise(module: Any) -> AttentionState | None:
     """What tells this attention from others, or None for anything else. ValueError says why it cannot be served."""
     if "attention" not in type(module).__name__.lower():
         return None
     form = next((form for form in _FORMS if all(name in module._modules for name in (*form, "o_proj"))), None)
     if form is None:
         if any("proj" in name or "query" in name or "attn" in name for name in module._modules):
-            raise ValueError("it has no q_proj, k_proj and v_proj, or qkv_proj, and o_proj to turn query and key behind")
+            raise ValueError(
+                "it has no q_proj, k_proj and v_proj, or qkv_proj, and o_proj to turn query and key behind"
+            )
         return None
     own, config = type(module), getattr(module, "config", None)
     needed = ("head_dim", "scaling", "attention_dropout", "layer_idx")
@@ -178,7 +181,9 @@ def recognise(module: nn.Module) -> AttentionState | None:
         raise ValueError("it has no config, or parameters beside those of its projections")
     eager = vars(sys.modules[own.__module__]).get("eager_attention_forward")
     if eager is None or "position_embeddings" not in inspect.signature(own.forward).parameters:
-        raise ValueError("its forward takes no position_embeddings (no rope, or another transformers than 4.5x and 5.x)")
+        raise ValueError(
+            "its forward takes no position_embeddings (no rope, or another transformers than 4.5x and 5.x)"
+        )
     heads, dim = config.num_attention_heads, module.head_dim
     groups = getattr(config, "num_key_value_heads", None) or heads
     norms = {"q_norm", "k_norm"} <= module._modules.keys()

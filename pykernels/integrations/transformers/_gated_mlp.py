@@ -36,7 +36,7 @@ class GatedState:
 class FusedGatedMLP(Dial):
     """The MLP, alone or behind a norm that its layer hands over, with the dial of pykernels.nn.SwiGLUMLP."""
 
-    down_proj: nn.Module
+    down_proj: Any
 
     def fused_forward(self, x: Tensor) -> Tensor:
         return self._dialled(self.run, x)[0] if takes(x) else self.own_forward(x)
@@ -53,10 +53,10 @@ class FusedGatedMLP(Dial):
             weights, biases = self._split()
             options = norm_arguments(norm, x) | {"activation": self._pykernels.activation}
             down = self.down_proj
-            arguments = (x, *weights, down.weight, (*biases, down.bias))
-            if norm is None:
-                return F.norm_mlp(*arguments, **options), x
-            return F.norm_mlp(*arguments, residual=residual, prenorm=True, **options)
+            if norm is not None:
+                options |= {"residual": residual, "prenorm": True}
+            got = F.norm_mlp(x, weights[0], weights[1], down.weight, (*biases, down.bias), **options)
+            return (got, x) if norm is None else got
         if save in RECOMPUTES_MLP:
             h = x if residual is None else x + residual.to(x.dtype)
             return checkpoint(self._composed, save, h, norm, None, use_reentrant=False)
@@ -73,9 +73,7 @@ class FusedGatedMLP(Dial):
         packed = layers[0]
         return list(packed.weight.chunk(2)), [None, None] if packed.bias is None else list(packed.bias.chunk(2))
 
-    def _composed(
-        self, save: str, x: Tensor, norm: nn.Module | None, residual: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _composed(self, save: str, x: Tensor, norm: nn.Module | None, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """Two nodes, or as near to them as layers that cannot be read allow."""
         layers = self._inputs()
         if plain_linear(*layers) and plain_norm(norm):

@@ -22,10 +22,14 @@ _DROPOUTS = {"resid_attn_dropout", "resid_mlp_dropout"}
 
 @dataclass
 class LayerState:
-    """sandwich: a norm before and one after attention and MLP (Gemma 2 and 3); else one before each (Llama)."""
+    """sandwich: a norm before and one after attention and MLP (Gemma 2 and 3); else one before each (Llama).
+
+    tuples: the layer returns (hidden states,), as some of transformers 4 do.
+    """
 
     sandwich: bool
     save: str
+    tuples: bool = False
 
 
 class FusedDecoderLayer(Dial):
@@ -42,6 +46,13 @@ class FusedDecoderLayer(Dial):
     def fused_forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or not takes(hidden_states) or not is_rope(kwargs.get("position_embeddings")):
             return self.own_forward(hidden_states, *args, **kwargs)
+        if self._pykernels.tuples:
+            if kwargs.get("output_attentions"):
+                return self.own_forward(hidden_states, **kwargs)
+            return (self._run_dialled(hidden_states, kwargs),)
+        return self._run_dialled(hidden_states, kwargs)
+
+    def _run_dialled(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:
         cache = kwargs.get("past_key_values")
         if self.save in ("recompute_qkv", "checkpoint") and cache is not None and torch.is_grad_enabled():
             # A layer that runs twice must not write to the cache twice; an empty one is of no use in training.
@@ -65,14 +76,12 @@ class FusedDecoderLayer(Dial):
         return h + out
 
     def _attend(self, save: str, x: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        attention = self.self_attn
-        if isinstance(attention, FusedAttention) and untouched(attention):
+        attention: Any = self.self_attn
+        if isinstance(attention, FusedAttention) and untouched(attention):  # type: ignore[arg-type]
             return attention.attend(save, x, self.input_layernorm, **kwargs)[0]
         return attention(hidden_states=apply_norm(self.input_layernorm, x, save)[0], **kwargs)[0]
 
-    def _feed_forward(
-        self, save: str, x: Tensor, norm: nn.Module, residual: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _feed_forward(self, save: str, x: Tensor, norm: nn.Module, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """The MLP of norm(h), and h = x + residual."""
         if isinstance(self.mlp, FusedGatedMLP) and untouched(self.mlp):  # type: ignore[arg-type]
             return self.mlp.run(save, x, norm, residual)
@@ -119,21 +128,23 @@ def _computes(module: nn.Module, state: LayerState) -> bool:
     x, rope = probe.numbers(2, 3, probe.SIZE), (torch.ones(1, 3, 2), torch.zeros(1, 3, 2))
     with torch.no_grad():
         expected = type(module).forward(small, x, position_embeddings=rope)
+        state.tuples = isinstance(expected, tuple)
         swap(ours, FusedDecoderLayer, LayerState(state.sandwich, "all"))
         got = ours.fused_forward(x, position_embeddings=rope)
-    return isinstance(expected, Tensor) and probe.same(got, expected)
+    alone = expected[0] if state.tuples and len(expected) == 1 else expected
+    return isinstance(alone, Tensor) and probe.same(got, alone)
 
 
-def refuse_recompute_qkv(attention: nn.Module, state: AttentionState | None) -> str | None:
+def refuse_recompute_qkv(attention: Any, state: AttentionState | None) -> str | None:
     """Why query, key and value of this attention cannot be computed again on their own, or None."""
     if state is None:
         return "its attention is not fused"
     if state.head_norms:
         return "query and key pass norms of their own"
-    if abs(attention.scaling - state.head_dim**-0.5) > 1e-12 * state.head_dim:  # type: ignore[operator]
+    if abs(attention.scaling - state.head_dim**-0.5) > 1e-12 * state.head_dim:
         return "its attention is not scaled by head_dim ** -0.5"
     if "softcap" in state.passes and attention.attn_logit_softcapping is not None:
         return "its attention caps its logits"
-    if attention.config._attn_implementation != "sdpa":  # type: ignore[union-attr]
-        return f'its attn_implementation is {attention.config._attn_implementation!r}, not "sdpa"'  # type: ignore[union-attr]
+    if attention.config._attn_implementation != "sdpa":
+        return f'its attn_implementation is {attention.config._attn_implementation!r}, not "sdpa"'
     return None

@@ -40,7 +40,9 @@ class FusedCausalLM(Fused):
         head = getattr(self, self._pykernels.head)
         if not plain_linear(head):  # LoRA, INT8, a hook: it is called
             return self.own_forward(*args, **kwargs)
-        rest = {name: value for name, value in kwargs.items() if name not in ("labels", "logits_to_keep", "return_dict")}
+        rest = {
+            name: value for name, value in kwargs.items() if name not in ("labels", "logits_to_keep", "return_dict")
+        }
         outputs = getattr(self, self._pykernels.base)(*args, **rest, return_dict=True)
         hidden = outputs.last_hidden_state
         keep = kwargs.get("logits_to_keep", 0)

@@ -74,7 +74,8 @@ class FusedBertLayer(Dial):
 
     def feed_forward_chunk(self, x: Tensor) -> Tensor:
         if not takes(x):
-            return self._pykernels_own.feed_forward_chunk(self, x)  # type: ignore[operator]
+            own: Any = self._pykernels_own
+            return own.feed_forward_chunk(self, x)
         return self._dialled(self._run, x)
 
     def _run(self, save: str, x: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ def recognise(module: nn.Module, save: str) -> PlainState | None:
 
 def recognise_bert(module: nn.Module, save: str) -> PlainState | None:
     """BERT's layer, or None for anything else. ValueError says why one cannot be served."""
-    own = type(module)
+    own: Any = type(module)
     inner, out = module._modules.get("intermediate"), module._modules.get("output")
     if inner is None or out is None or not hasattr(own, "feed_forward_chunk"):
         return None
@@ -125,6 +126,6 @@ def recognise_bert(module: nn.Module, save: str) -> PlainState | None:
     x = probe.numbers(2, 3, probe.SIZE)
     with torch.no_grad():
         expected = norm(second(ACTIVATIONS[activation](first(x))) + x)
-        if not probe.same(own.feed_forward_chunk(small, x), expected):  # type: ignore[operator]
+        if not probe.same(own.feed_forward_chunk(small, x), expected):
             raise ValueError("its feed forward computes something else than LayerNorm(dense(act(dense(x))) + x)")
     return PlainState("intermediate.dense", "output.dense", activation, save)

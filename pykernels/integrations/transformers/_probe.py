@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ _HOOKS = (
     "_backward_hooks",
 )
 SIZE = 8  # columns of a made-up residual stream
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
@@ -66,7 +67,7 @@ def free_children(module: nn.Module, without: set[str]) -> dict[str, nn.Module |
     return rest
 
 
-def small_norm(norm: nn.Module, size: int) -> nn.Module:
+def small_norm(norm: Any, size: int) -> nn.Module:
     """The norm over `size` columns."""
     small = skeleton(norm, {})
     small._parameters = {

@@ -48,7 +48,7 @@ class Dial(Fused):
     def save(self, value: str) -> None:
         self._pykernels.save = check_save(value)
 
-    _dialled = SaveDial._dialled
+    _dialled: Any = SaveDial._dialled
 
 
 def takes(x: Any) -> bool:
@@ -81,14 +81,14 @@ def swap(module: nn.Module, mixin: type[Fused], state: Any) -> None:
     module.__dict__["_pykernels"] = state
 
 
-def is_swapped(module: nn.Module) -> bool:
+def is_swapped(module: Any) -> bool:
     """It is fused, and no other tool has swapped its class since."""
     return "_pykernels_own" in vars(type(module))
 
 
-def swap_back(module: nn.Module) -> None:
+def swap_back(module: Any) -> None:
     """The module is again what it was."""
-    module.__class__ = type(module)._pykernels_own
+    module.__class__ = vars(type(module))["_pykernels_own"]
     del module.__dict__["_pykernels"]
 
 

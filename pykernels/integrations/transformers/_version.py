@@ -16,7 +16,7 @@ def check_version() -> None:
         raise ImportError(f"pykernels.integrations.transformers needs transformers: {install}") from None
     if not OLDEST <= version_of(found) < BEFORE:
         raise ImportError(
-            f"pykernels.integrations.transformers serves transformers from 4.56 on and 5.x, and found {found}: {install}"
+            f"pykernels.integrations.transformers serves transformers from 4.56 on and 5.x, found {found}: {install}"
         )
 
 

@@ -1,4 +1,4 @@
-"""``fuse_``: give the modules of a transformers model the forwards of this package, in place and on this model alone."""
+"""``fuse_``: give the modules of a transformers model the forwards of this package, in place, on it alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from . import _attention, _gated_mlp, _layer, _loss, _norms, _plain_mlp
 from ._swap import Fused, is_swapped, swap, swap_back
 from .report import Converted, FusionReport
 
+_UNTRIED = (TypeError, RuntimeError, AttributeError, LookupError, AssertionError)
 Found = tuple[type[Fused], Any, str]
 
 
@@ -44,8 +45,8 @@ def fuse_(
             linear_cross_entropy, with transformers' num_items_in_batch and shift_labels, and ``output.logits`` is
             None. In evaluation mode, and without labels, logits are computed as before.
         save: what is kept for backward, the values of pykernels.nn.TransformerBlock: "all", "inputs+preact", "int8",
-            "recompute_mlp", "recompute_qkv", "checkpoint". Decoder layers that are recognised as a whole (rms_norm, rope
-            and mlp on) follow it as TransformerBlock does; in others it rules the MLP. Change it later through
+            "recompute_mlp", "recompute_qkv", "checkpoint". Decoder layers that are recognised as a whole (rms_norm,
+            rope and mlp on) follow it as TransformerBlock does; in others it rules the MLP. Change it later through
             pykernels.memory.checkpoint_ or ``layer.save``.
 
     Layers or heads that are wrapped (LoRA), hooked or quantised are called as modules, and keep what they keep.
@@ -77,6 +78,10 @@ def fuse_(
                 got = recognise(module)
             except ValueError as error:
                 report.skipped.append(Skipped(name, type(module).__name__, str(error)))
+                continue
+            except _UNTRIED as error:  # a forward that does not take what those of its kind take
+                reason = f"its forward could not be tried: {type(error).__name__}: {str(error).splitlines()[0]}"
+                report.skipped.append(Skipped(name, type(module).__name__, reason))
                 continue
             if got is not None:
                 found[module] = got
