@@ -10,6 +10,8 @@ from ._version import check_version
 check_version()
 
 from .fuse import fuse_, unfuse_  # noqa: E402
+from .int8 import PykernelsInt8Config  # noqa: E402
+from .lora import int8_lora  # noqa: E402
 from .report import FusionReport  # noqa: E402
 
-__all__ = ["FusionReport", "fuse_", "unfuse_"]
+__all__ = ["FusionReport", "PykernelsInt8Config", "fuse_", "int8_lora", "unfuse_"]

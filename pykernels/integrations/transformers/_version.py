@@ -24,3 +24,10 @@ def version_of(text: str) -> tuple[int, int]:
     """(major, minor) of a version; (0, 0) of one that cannot be read."""
     major, minor = [*text.split("."), "", ""][:2]
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+
+
+def needs(major: int, what: str, instead: str) -> None:
+    """ImportError unless transformers is at least of this major version."""
+    found = metadata.version("transformers")
+    if version_of(found) < (major, 0):
+        raise ImportError(f"{what} needs transformers {major}, found {found}: {instead}, or upgrade")
