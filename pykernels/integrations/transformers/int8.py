@@ -55,15 +55,17 @@ class PykernelsInt8Config(QuantizationConfigMixin):
         if unknown or quant_method != METHOD:
             wrong = ", ".join([*unknown, *([] if quant_method == METHOD else [f"quant_method={quant_method!r}"])])
             raise ValueError(
-                f"PykernelsInt8Config: got {wrong}, accepts mode, group_size and modules_to_not_convert: the folder may "
-                "be of another quantisation, or of a newer pykernels"
+                f"PykernelsInt8Config: got {wrong}, accepts mode, group_size and modules_to_not_convert: the folder "
+                "may be of another quantisation, or of a newer pykernels"
             )
         if mode not in MODES:
             raise ValueError(f"PykernelsInt8Config: got mode {mode!r}, accepts {', '.join(map(repr, MODES))}")
         if mode == "dynamic" and group_size is not None:
-            raise ValueError(f'PykernelsInt8Config: got group_size {group_size!r} with "dynamic", it needs "weight_only"')
+            raise ValueError(
+                f'PykernelsInt8Config: got group_size {group_size!r} with "dynamic", it needs "weight_only"'
+            )
         Int8WeightOnlyConfig(group_size)  # for its check
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]
         self.mode, self.group_size = mode, group_size
         self.modules_to_not_convert = None if modules_to_not_convert is None else list(modules_to_not_convert)
 
@@ -126,12 +128,14 @@ class PykernelsInt8Quantizer(HfQuantizer):
         found = [
             place
             for place in find_places(model)
-            if place.module is not head and not any(map(keeps, place.names)) and skip_reason(place, config, None) is None
+            if place.module is not head
+            and not any(map(keeps, place.names))
+            and skip_reason(place, config, None) is None
         ]
         if not found:
             raise ValueError(
-                f"PykernelsInt8Config: {type(model).__name__} has no torch.nn.Linear to convert beside its head (GPT-2's "
-                "layers are Conv1D), or modules_to_not_convert names them all"
+                f"PykernelsInt8Config: {type(model).__name__} has no torch.nn.Linear to convert beside its head "
+                "(GPT-2's layers are Conv1D), or modules_to_not_convert names them all"
             )
         return found
 
@@ -143,7 +147,7 @@ class PykernelsInt8Quantizer(HfQuantizer):
         return pnn.Int8WeightOnlyLinear(*sizes, group_size=self.quantization_config.group_size, **options)
 
     def _check_files(self, layers: list[Place], files: Iterable[Any]) -> None:
-        """CheckpointError where a layer's tensors are there and of another dtype or shape, or the scale is not there."""
+        """CheckpointError where a layer's tensors are of another dtype or shape, or the scale is not there."""
         entries: dict[str, Entry] = {}
         for file in files:
             if str(file).endswith(".safetensors"):
@@ -158,8 +162,8 @@ class PykernelsInt8Quantizer(HfQuantizer):
                 if entry is None or entry.dtype != kind or entry.shape != shape:
                     got = "nothing" if entry is None else f"{entry.dtype} {list(entry.shape)}"
                     raise CheckpointError(
-                        f"{key}: got {got}, {type(made).__name__} accepts {kind} {list(shape)}: the folder's weights are "
-                        f"not those of its quantization_config {self.quantization_config.to_dict()}. Save it again, or "
+                        f"{key}: got {got}, {type(made).__name__} accepts {kind} {list(shape)}: the folder's weights "
+                        f"are not those of its quantization_config {self.quantization_config.to_dict()}. Save it again, or "
                         "mend config.json"
                     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, TypeVar
 
 from ... import nn as pnn
@@ -40,6 +41,11 @@ def _layer_class() -> type:
 
         class Int8LoraLinear(Linear):
             """A frozen INT8 layer and its LoRA adapters."""
+
+            def __init__(self, base_layer: Any, *args: Any, **kwargs: Any) -> None:
+                with warnings.catch_warnings():  # it says so of every class that is not peft's own
+                    warnings.filterwarnings("ignore", message="Unsupported layer type")
+                    super().__init__(base_layer, *args, **kwargs)
 
             def merge(self, *args: Any, **kwargs: Any) -> None:
                 raise NotImplementedError(
