@@ -6,19 +6,22 @@ RUN = PYTHONPATH=. $(VENV)/bin/python
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 # A machine with a GPU brings its own torch; gpu-check uses it and fetches nothing.
 GPU_PYTHON ?= python3
+PINNED_TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
+OLDEST_TORCH = $(shell sed -n 's/^    "torch>=\([0-9.]*\)".*/\1/p' pyproject.toml).0
 
 .DEFAULT_GOAL := help
 # The theme announces its successor on every build.
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: help venv tools build demo test lint format docs wheel wheel-smoke gpu-check bench clean
+.PHONY: help venv tools build demo test lint format docs wheel wheel-smoke wheel-check gpu-check bench clean
 
 help:
 	@echo "make demo       install, build, quantise two real models and print what it costs and saves"
 	@echo "make test       install, build, run the whole test suite"
 	@echo "make lint       ruff, mypy, clang-format"
 	@echo "make docs       build the documentation's site in build/site"
-	@echo "make wheel-smoke  build a wheel and try it in an empty environment"
+	@echo "make wheel-smoke  build a wheel, look into it and try it in an empty environment"
+	@echo "make wheel-check  the same beside the oldest torch too (TORCH_INDEX=URL: where torch comes from)"
 	@echo "make bench      measure every operation against its peers on this machine"
 	@echo "make gpu-check  on a machine with a GPU: build, test, measure (DRY_RUN=1 shows the steps)"
 
@@ -70,8 +73,13 @@ wheel: build tools
 	rm -rf dist
 	$(VENV)/bin/python -m build --wheel --no-isolation
 
+# Beside the pinned torch alone: a second torch is a large download.
 wheel-smoke: wheel
-	bash tests/wheel_smoke.sh $(PYTHON) dist/*.whl
+	$(VENV)/bin/python tests/wheel/check.py dist/*.whl --torch $(PINNED_TORCH)
+
+wheel-check: wheel
+	$(VENV)/bin/python tests/wheel/check.py dist/*.whl $(addprefix --torch ,$(PINNED_TORCH) $(OLDEST_TORCH)) \
+	  $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 bench: build
 	$(RUN) -m pykernels bench
