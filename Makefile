@@ -13,7 +13,7 @@ OLDEST_TORCH = $(shell sed -n 's/^    "torch>=\([0-9.]*\)".*/\1/p' pyproject.tom
 # The theme announces its successor on every build.
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: help venv tools build demo test lint format docs wheel wheel-smoke wheel-check gpu-check bench clean
+.PHONY: help venv tools build demo test lint format docs wheel wheel-smoke wheel-check gpu-check bench gallery clean
 
 help:
 	@echo "make demo       install, build, quantise two real models and print what it costs and saves"
@@ -23,6 +23,7 @@ help:
 	@echo "make wheel-smoke  build a wheel, look into it and try it in an empty environment"
 	@echo "make wheel-check  the same beside the oldest torch too (TORCH_INDEX=URL: where torch comes from)"
 	@echo "make bench      measure every operation against its peers on this machine"
+	@echo "make gallery    draw every committed result and write docs/gallery.md"
 	@echo "make gpu-check  on a machine with a GPU: build, test, measure (DRY_RUN=1 shows the steps)"
 
 $(VENV)/.installed: constraints.txt pyproject.toml Makefile
@@ -83,6 +84,9 @@ wheel-check: wheel
 
 bench: build
 	$(RUN) -m pykernels bench
+
+gallery: build
+	$(RUN) -m pykernels bench --gallery docs/gallery.md
 
 gpu-check:
 	DRY_RUN=$(DRY_RUN) bash benchmarks/gpu_check.sh $(GPU_PYTHON)
