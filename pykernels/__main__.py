@@ -7,7 +7,7 @@ COMMANDS = {
     "info": ("pykernels._info", "what is installed, how it was built, and which backend serves each operation"),
     "demo": ("pykernels.demo", "quantise two real models; table of size, speed and quality"),
     "bench": ("pykernels.bench", "measure operations against their peers on this machine"),
-    "plan": ("pykernels.distributed.plan", "memory a rank needs under each ZeRO stage, width of state and rounding"),
+    "plan": ("pykernels._plan", "will a model fit, what to switch on first, and the code; or memory by ZeRO stage"),
     "quantize": ("pykernels.quantization.checkpoint", "quantise a safetensors file in bounded memory"),
 }
 

@@ -13,7 +13,7 @@ ALLOWED = {
     "ops": {"_library", "ops"},
     "functional": {"ops", "quantization.config"},
     "nn": {"functional", "nn", "quantization.config", "ops"},
-    "memory": {"functional", "memory", "nn"},
+    "memory": {"_host", "_library", "functional", "memory", "nn", "ops", "optim", "quantization"},
     "optim": {"_library", "functional", "ops", "optim"},
     "distributed": {"distributed", "functional", "ops", "optim"},
     "quantization": {"functional", "nn", "quantization", "_library"},
@@ -21,7 +21,8 @@ ALLOWED = {
     "demo": {"demo", "quantization", "nn", "functional", "_library", "_info", ""},
     "bench": {"bench", "optim", "quantization", "nn", "functional", "ops", "_library", "_info", ""},
     "_info": {"_host", "_library", ""},
-    "__main__": {"_info", "demo", "bench", "distributed", "quantization"},
+    "_plan": {"distributed", "memory", "nn", ""},
+    "__main__": {"_info", "_plan", "demo", "bench", "distributed", "quantization"},
     "__init__": {"_library", "distributed", "ops", "functional", "memory", "nn", "optim", "quantization"},
 }
 
