@@ -19,8 +19,9 @@ ALLOWED = {
     "quantization": {"functional", "nn", "quantization", "_library"},
     "demo": {"demo", "quantization", "nn", "functional", "_library", "_info", ""},
     "bench": {"bench", "optim", "quantization", "nn", "functional", "ops", "_library", "_info", ""},
+    "train": {"train", "bench", "distributed", "optim", "quantization", "nn"},
     "_info": {"_host", "_library", ""},
-    "__main__": {"_info", "demo", "bench", "distributed", "quantization"},
+    "__main__": {"_info", "demo", "bench", "distributed", "quantization", "train"},
     "__init__": {"_library", "distributed", "ops", "functional", "memory", "nn", "optim", "quantization"},
 }
 
