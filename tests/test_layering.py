@@ -20,9 +20,11 @@ ALLOWED = {
     "integrations": {"functional", "integrations", "memory", "nn", "quantization"},
     "demo": {"demo", "quantization", "nn", "functional", "_library", "_info", ""},
     "bench": {"bench", "optim", "quantization", "nn", "functional", "ops", "_library", "_info", ""},
+    "train": {"train", "bench", "distributed", "optim", "quantization", "nn"},
     "_info": {"_host", "_library", ""},
     "_plan": {"distributed", "memory", "nn", ""},
     "__main__": {"_info", "_plan", "demo", "bench", "distributed", "quantization"},
+    "__main__": {"_info", "demo", "bench", "distributed", "quantization", "train"},
     "__init__": {"_library", "distributed", "ops", "functional", "memory", "nn", "optim", "quantization"},
 }
 
