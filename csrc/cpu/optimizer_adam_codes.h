@@ -22,9 +22,7 @@ struct AdamParam {
   uint16_t* low;  // of split_master
   I key;          // of bf16_stochastic
 
-  F load_grad(int64_t k, int n) const {
-    return n == S::kWidth ? S::load(grad + k) : S::load_tail(grad + k, n);
-  }
+  F load_grad(int64_t k, int n) const { return n == S::kWidth ? S::load(grad + k) : S::load_tail(grad + k, n); }
   F load(int64_t k, int n) const {
     if constexpr (kind == ParamKind::split_master) {
       const I high = load_16<S>(reinterpret_cast<const uint16_t*>(param) + k, n);
@@ -60,10 +58,16 @@ class AdamCodes {
   using F = typename S::F;
   using I = typename S::I;
   static constexpr int kVectors = 4, kGroup = kVectors * S::kWidth;
+  static constexpr int64_t kAhead = 1024;
 
  public:
   AdamCodes(const OptimizerRule& rule, const OptimizerTensor& tensor, const Rule<S>& r)
-      : rest1_(r.rest1), beta2_(r.beta2), rest2_(r.rest2), root_(r.root), eps_(r.eps), length_(r.length),
+      : rest1_(r.rest1),
+        beta2_(r.beta2),
+        rest2_(r.rest2),
+        root_(r.root),
+        eps_(r.eps),
+        length_(r.length),
         decay_(r.decoupled ? r.decay : S::set1(1.0f)) {
     using T = typename AdamParam<S, kind>::T;
     param_ = {static_cast<T*>(tensor.param), static_cast<const T*>(tensor.grad), static_cast<uint16_t*>(tensor.extra),
@@ -72,36 +76,36 @@ class AdamCodes {
   }
 
   // Blocks [begin, end) of the tensor.
-  void run(const OptimizerRule& rule, const OptimizerTensor& tensor, int64_t begin, int64_t end,
-           float* scratch) const {
-    // A copy that no store can reach, so that its members stay in registers.
+  void run(const OptimizerRule& rule, const OptimizerTensor& tensor, int64_t begin, int64_t end, float* scratch) const {
+    // A copy, and blocks, that no store can reach, so that they stay in registers: all that takes them is inlined.
     const AdamCodes self = *this;
     const int64_t per_row = tensor.blocks_of_row(rule.block), room = optimizer_scratch(rule);
     int64_t row = begin / per_row, column = begin % per_row * rule.block;
     Block now{}, before{};
-    for (int64_t b = begin; b < end; ++b) {
-      now.at = row * tensor.columns + column, now.n = std::min(rule.block, tensor.columns - column);
-      now.first = scratch + (b & 1) * 2 * room, now.root = now.first + room;
-      now.first_step = S::set1(tensor.scale[0][b] / kSignedTop);
-      now.second_step = S::set1(tensor.scale[1][b] / kUnsignedTop);
-      now.first_most = now.root_most = S::zero();
-      now.dither = Dither<S>(tensor, rule.seed, tensor.start + row * tensor.row_stride + column);
-
+    for (int64_t b = begin; b <= end; ++b) {
+      now.n = 0;
+      if (b < end) {
+        now.at = row * tensor.columns + column, now.n = std::min(rule.block, tensor.columns - column);
+        now.first = scratch + (b & 1) * 2 * room, now.root = now.first + room;
+        now.first_step = S::set1(tensor.scale[0][b] / kSignedTop);
+        now.second_step = S::set1(tensor.scale[1][b] / kUnsignedTop);
+        now.first_most = now.root_most = S::zero();
+        now.dither = Dither<S>(tensor, rule.seed, tensor.start + row * tensor.row_stride + column);
+        if ((column += rule.block) >= tensor.columns) column = 0, ++row;
+      }
       int64_t k = 0;
       const int64_t both = std::min(now.n, before.n);
       for (; k + kGroup <= both; k += kGroup) self.update_group(now, k), self.finish_group(before, k);
       self.finish(before, k);
       self.update(now, k);
-
+      if (b == end) break;
       const BlockScale first(S::reduce_max(now.first_most), kSignedTop);
       const BlockScale root(S::reduce_max(now.root_most), kUnsignedTop);
       tensor.scale[0][b] = first.scale, tensor.scale[1][b] = root.scale;
       now.first_live = first.inverse != 0.0f, now.root_live = root.inverse != 0.0f;
       now.first_inverse = S::set1(first.inverse), now.root_inverse = S::set1(root.inverse);
       before = now;
-      if ((column += rule.block) >= tensor.columns) column = 0, ++row;
     }
-    self.finish(before, 0);
   }
 
  private:
@@ -126,11 +130,17 @@ class AdamCodes {
     x.first_most = S::max(x.first_most, S::abs_bits(m)), x.root_most = S::max(x.root_most, S::abs_bits(root));
   }
   inline __attribute__((always_inline)) void update_group(Block& x, int64_t k) const {
+    // Memory's own prefetchers stop at the end of each page of each of the four arrays.
+    const int64_t ahead = x.at + k + kAhead;
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kGroup; i += 64 / static_cast<int64_t>(sizeof(*param_.param)))
+      __builtin_prefetch(param_.grad + ahead + i), __builtin_prefetch(param_.param + ahead + i, 1);
+    __builtin_prefetch(first_codes_ + ahead, 1), __builtin_prefetch(second_codes_ + ahead, 1);
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; ++i) update_vector(x, k + i * S::kWidth, S::kWidth);
   }
   // From k on.
-  void update(Block& x, int64_t k) const {
+  inline __attribute__((always_inline)) void update(Block& x, int64_t k) const {
     for (; k + kGroup <= x.n; k += kGroup) update_group(x, k);
     for (; k < x.n; k += S::kWidth) update_vector(x, k, static_cast<int>(std::min<int64_t>(S::kWidth, x.n - k)));
   }
@@ -152,7 +162,7 @@ class AdamCodes {
     for (int i = 0; i < kVectors; ++i) finish_vector(x, k + i * S::kWidth, S::kWidth, first[i], second[i]);
     S::store_i8(first_codes_ + x.at + k, first), S::store_u8(second_codes_ + x.at + k, second);
   }
-  void finish(Block& x, int64_t k) const {
+  inline __attribute__((always_inline)) void finish(Block& x, int64_t k) const {
     for (; k + kGroup <= x.n; k += kGroup) finish_group(x, k);
     for (; k < x.n; k += S::kWidth) {
       const int rest = static_cast<int>(std::min<int64_t>(S::kWidth, x.n - k));
