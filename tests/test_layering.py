@@ -23,8 +23,7 @@ ALLOWED = {
     "train": {"train", "bench", "distributed", "optim", "quantization", "nn"},
     "_info": {"_host", "_library", ""},
     "_plan": {"distributed", "memory", "nn", ""},
-    "__main__": {"_info", "_plan", "demo", "bench", "distributed", "quantization"},
-    "__main__": {"_info", "demo", "bench", "distributed", "quantization", "train"},
+    "__main__": {"_info", "_plan", "demo", "bench", "quantization", "train"},
     "__init__": {"_library", "distributed", "ops", "functional", "memory", "nn", "optim", "quantization"},
 }
 
