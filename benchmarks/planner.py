@@ -2,9 +2,9 @@
 
     python benchmarks/planner.py --csv benchmarks/results/planner-cpu.csv
 
-Each pair trains in a process of its own. Measured are the process's own high-water mark (VmHWM, less what the process
-held once it had trained a small model by the same recipe, libraries' own buffers that is) and the most that PyTorch's allocator held, which sees what
-the C++ operators take too. The predicted peak comes from the meta device.
+Each pair trains in a process of its own. Measured are the process's own high-water mark (VmHWM, less what it held once
+it had trained a small model by the same recipe: the libraries and their buffers) and the most that PyTorch's allocator
+held, which sees what the C++ operators take too. The predicted peak comes from the meta device.
 """
 
 from __future__ import annotations
