@@ -132,7 +132,7 @@ def prepare(options: argparse.Namespace, folder: Path, names: tuple[str, ...]) -
         keys = (*DEFAULTS, "batch", "context", "device")
         given = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
         if config is not None or options.size:
-            given["model"] = config or size.config(settings.model.vocab_size)
+            given["model"] = config or size.config(settings.model.vocab_size, settings.context)
         settings.compare(given, folder)
         check(settings, sharded)
         return settings
@@ -156,9 +156,9 @@ def prepare(options: argparse.Namespace, folder: Path, names: tuple[str, ...]) -
             f"{options.config}: vocab_size is {config.vocab_size}, the tokenizer has {needed} ids: give a smaller "
             "--vocab, or a config with more."
         )
-    check(Settings(model=config or size.config(vocab), **values), sharded)
+    check(Settings(model=config or size.config(vocab, values["context"]), **values), sharded)
     tokens, ids = encode(read_text(values["corpus"]), kind, vocab, folder)
-    settings = Settings(model=config or size.config(ids), **values)
+    settings = Settings(model=config or size.config(ids, values["context"]), **values)
     Batches(tokens, settings.batch, settings.context, settings.seed, 1)  # for its check
     torch.save(tokens, folder / ranks.TOKENS)
     settings.write(folder)

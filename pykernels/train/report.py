@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .curves import draw_curves, provenance, read_csv
@@ -39,11 +38,15 @@ def rows_of(name: str, result: dict[str, Any], settings: Settings) -> list[dict[
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
     """The table a person reads, at most 80 columns wide; percentages are of the first recipe."""
-    shown = Table(title="MB (10^6 bytes) of a rank; % of the first recipe", title_justify="left", box=SIMPLE_HEAD)
-    shown.padding = (0, 1, 0, 0)
-    shown.add_column("recipe", no_wrap=True)
-    headings = ("held-out\nloss", "\n%", "tokens\n/s", "\n%", "saved\nMB", "\n%", "peak\nMB", "\n%")
-    for heading in (*headings, "weights\nMB", "grads\nMB", "state\nMB"):
+    shown = Table(
+        title="Held-out loss; MB (10^6 bytes) of a rank; % of the first recipe\n",
+        title_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    shown.add_column("\nrecipe", no_wrap=True)
+    headings = ("\nloss", "\n%", "tokens\n/s", "\n%", "saved\nMB", "\n%", "peak\nMB", "\n%")
+    for heading in (*headings, "weight\nMB", "grads\nMB", "state\nMB"):
         shown.add_column(heading, justify="right", no_wrap=True)
     first = next(iter(results.values()))
     for name, result in results.items():

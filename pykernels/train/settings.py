@@ -27,8 +27,10 @@ class Size:
     context: int
     batch: int
 
-    def config(self, vocab_size: int) -> CausalLMConfig:
+    def config(self, vocab_size: int, context: int) -> CausalLMConfig:
+        """Of a model with as many positions as it is trained on, so that the tables of rope are no larger."""
         return CausalLMConfig(
+            max_position_embeddings=context,
             vocab_size=vocab_size,
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size,
