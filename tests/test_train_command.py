@@ -64,9 +64,9 @@ def test_a_killed_run_goes_on_to_the_same_bits_on_one_process_and_on_two_ranks(c
     cut = command(options(corpus, config, tmp_path / "cut", *training, "--json"))
     kill_behind(tmp_path / "cut" / "int8-8bit" / "checkpoint", cut)
     assert not (tmp_path / "cut" / "train.csv").exists()
-    again = command(["--resume", "--output", str(tmp_path / "cut"), "--recipes", ",".join(names), "--json"])
+    again = command(["--resume", "--output", str(tmp_path / "cut"), "--json"])
     kill_behind(tmp_path / "cut" / "zero2" / "checkpoint", again)
-    last = command(["--resume", "--output", str(tmp_path / "cut"), "--recipes", ",".join(names), "--json"])
+    last = command(["--resume", "--output", str(tmp_path / "cut"), "--json"])
     expected, got = finished(whole), finished(last)
     assert list(got) == list(names)
     for name in names:
