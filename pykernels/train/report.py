@@ -8,10 +8,22 @@ from typing import Any
 from rich.table import Table
 
 from .curves import draw_curves, provenance, read_csv
+from .run import PERCENTILES
 from .settings import Settings
 
 BYTES = ("parameter_bytes", "gradient_bytes", "state_bytes", "saved_bytes", "peak_bytes")
-COLUMNS: tuple[str, ...] = ("run", "ranks", "step", "tokens", "train_loss", "validation_loss", "tokens_per_s", *BYTES)
+TIMES = tuple(f"step_ms_p{percent}" for percent in PERCENTILES)
+COLUMNS: tuple[str, ...] = (
+    "run",
+    "ranks",
+    "step",
+    "tokens",
+    "train_loss",
+    "validation_loss",
+    "tokens_per_s",
+    *TIMES,
+    *BYTES,
+)
 COLUMNS += ("hidden_size", "layers", "vocab_size", "batch", "context", "device", "threads", "torch", "commit")
 _MEMORY = dict(zip(BYTES, ("parameters", "gradients", "state", "saved", "peak"), strict=True))
 
@@ -31,7 +43,8 @@ def rows_of(name: str, result: dict[str, Any], settings: Settings) -> list[dict[
         recent = result["losses"][before:step]
         row = {"run": name, "ranks": result["ranks"], "step": step, "tokens": step * result["tokens_per_step"]}
         row |= {"train_loss": sum(recent) / len(recent), "validation_loss": loss}
-        rows.append({**row, "tokens_per_s": result["tokens_per_second"], **memory, **about})
+        times = {column: result[column] for column in TIMES}
+        rows.append({**row, "tokens_per_s": result["tokens_per_second"], **times, **memory, **about})
         before = step
     return rows
 
@@ -94,7 +107,7 @@ def plot(csv_path: Path, png_path: Path) -> None:
     axes["speed"].bar_label(bars, fmt="{:,.0f}", padding=3)
     axes["speed"].margins(x=0.15)
     axes["speed"].invert_yaxis()
-    axes["speed"].set(title="tokens a second", xlabel="of the median step, all ranks together")
+    axes["speed"].set(title="tokens a second", xlabel="by the 20th percentile of the steps, all ranks together")
     png_path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png_path, dpi=130)
     plt.close(figure)
