@@ -82,6 +82,12 @@ def test_a_killed_run_goes_on_to_the_same_bits_on_one_process_and_on_two_ranks(c
     assert memory["state"] < 0.52 * got["baseline"]["memory"]["state"]
     assert memory["gradients"] * 2 == got["baseline"]["memory"]["gradients"]
     assert memory["parameters"] * 2 == got["baseline"]["memory"]["parameters"]
+    # The ranks' errors come through torchrun as the command's own.
+    file = next((tmp_path / "cut" / "zero2" / "checkpoint").glob("*.distcp"))
+    file.write_bytes(b"not this")
+    broken = command(["--resume", "--output", str(tmp_path / "cut"), "--recipes", "zero2"])
+    out, err = broken.communicate()
+    assert broken.returncode == 2 and out == "" and err.count("\n") == 1 and "damaged" in err, err
 
 
 def kill_behind(checkpoint: Path, process: subprocess.Popen[str]) -> None:
@@ -242,14 +248,3 @@ def test_a_run_of_another_model_is_refused_and_left_as_it_was(corpus, config, tm
     file.write_bytes(file.read_bytes()[:-1])
     assert "damaged" in refused(["--resume", "--output", str(output), "--recipes", "fused"], capsys)
     assert main([*given, "--overwrite"]) == 0
-
-
-def test_the_errors_of_ranks_come_through(corpus, config, tmp_path, capsys):
-    """A damaged checkpoint of a run on ranks: the same sentence, from torchrun's processes."""
-    output = tmp_path / "run"
-    given = options(corpus, config, output, "--recipes", "zero2", "--steps", "1")
-    assert main([*given, "--nproc", "1"]) == 0
-    capsys.readouterr()
-    file = next((output / "zero2" / "checkpoint").glob("*.distcp"))
-    file.write_bytes(b"not this")
-    assert "damaged" in refused(["--resume", "--output", str(output), "--recipes", "zero2"], capsys)
