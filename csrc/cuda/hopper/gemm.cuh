@@ -1,0 +1,109 @@
+// One member of the set in schedule.h as a CUTLASS 3 kernel: TMA into shared memory, WGMMA on int8, FinishSums.
+#pragma once
+
+#include <cutlass/gemm/device/gemm_universal_adapter.h>
+#include <cutlass/epilogue/collective/collective_builder.hpp>
+#include <cutlass/gemm/collective/collective_builder.hpp>
+#include <cutlass/gemm/kernel/gemm_universal.hpp>
+
+#include "epilogue.cuh"
+#include "launch.h"
+
+namespace pykernels::cuda::hopper {
+
+template <Schedule kSchedule, int kBytes>
+struct Product {
+  static constexpr Shape kShape = shape_of(kSchedule);
+  static_assert(kShape.m > 0, "this schedule is not a Hopper kernel");
+
+  using Tile = cute::Shape<cute::Int<kShape.m>, cute::Int<kShape.n>, cute::Int<kShape.k>>;
+  using Cluster = cute::Shape<cute::Int<kShape.cluster_m>, cute::Int<kShape.cluster_n>, cute::_1>;
+  using Mainloop = cute::conditional_t<kShape.pingpong, cutlass::gemm::KernelTmaWarpSpecializedPingpong,
+                                       cutlass::gemm::KernelTmaWarpSpecializedCooperative>;
+  using Store = cute::conditional_t<kShape.pingpong, cutlass::epilogue::TmaWarpSpecialized,
+                                    cutlass::epilogue::TmaWarpSpecializedCooperative>;
+  using Scheduler =
+      cute::conditional_t<kShape.stream_k, cutlass::gemm::StreamKScheduler, cutlass::gemm::PersistentScheduler>;
+  using Element = Word<kBytes>;
+  static constexpr int kAlignment = 16 / kBytes;  // TMA's 16 bytes
+
+  using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
+      cutlass::epilogue::collective::EpilogueTileAuto, int32_t, float, Element, cutlass::layout::RowMajor, kAlignment,
+      Element, cutlass::layout::RowMajor, kAlignment, Store, FinishSums<Tile, kBytes>>::CollectiveOp;
+  using CollectiveMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, int8_t, cutlass::layout::RowMajor, 16, int8_t,
+      cutlass::layout::ColumnMajor, 16, int32_t, Tile, Cluster,
+      cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
+          sizeof(typename CollectiveEpilogue::SharedStorage))>,
+      Mainloop>::CollectiveOp;
+  using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, CollectiveMainloop,
+                                                      CollectiveEpilogue, Scheduler>;
+  using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+  static_assert(Kernel::SharedStorageSize <= kSharedLimit);
+
+  static typename Gemm::Arguments arguments(const Int8Matmul& p, int device, int multiprocessors) {
+    const Epilogue& e = p.epilogue;
+    typename Gemm::Arguments args{};
+    args.mode = cutlass::gemm::GemmUniversalMode::kGemm;
+    args.problem_shape = {static_cast<int>(p.m), static_cast<int>(p.n), static_cast<int>(p.k), 1};
+    args.mainloop.ptr_A = p.a;
+    args.mainloop.dA = {p.a_stride, cute::_1{}, 0};
+    args.mainloop.ptr_B = p.b;
+    args.mainloop.dB = {p.b_stride, cute::_1{}, 0};
+    args.epilogue.thread = e;
+    // A descriptor of C is made even when C is never read, and has to be valid.
+    const bool reads_c = e.residual != nullptr;
+    args.epilogue.ptr_C = static_cast<const Element*>(reads_c ? e.residual : e.out);
+    args.epilogue.dC = {reads_c ? e.residual_stride : e.out_stride, cute::_1{}, 0};
+    args.epilogue.ptr_D = static_cast<Element*>(e.out);
+    args.epilogue.dD = {e.out_stride, cute::_1{}, 0};
+    args.hw_info.device_id = device;
+    args.hw_info.sm_count = multiprocessors;
+    set_scheduler(args.scheduler);
+    return args;
+  }
+
+  static int64_t workspace_bytes(const Int8Matmul& p, int device, int multiprocessors) {
+    return static_cast<int64_t>(Gemm::get_workspace_size(arguments(p, device, multiprocessors)));
+  }
+
+  static const char* launch(const Int8Matmul& p, int device, int multiprocessors, void* workspace, void* stream) {
+    const auto args = arguments(p, device, multiprocessors);
+    cutlass::Status status = Gemm::can_implement(args);
+    if (status == cutlass::Status::kSuccess) {
+      Gemm gemm;
+      status = gemm.run(args, workspace, static_cast<cudaStream_t>(stream));
+    }
+    return status == cutlass::Status::kSuccess ? nullptr : cutlassGetStatusString(status);
+  }
+
+ private:
+  // Bands of clusters, so that neighbours in time share rows of both operands in L2. Sums of int32 do not depend on
+  // their order: partial sums may arrive as they come.
+  template <class Arguments>
+  static void set_scheduler(Arguments& scheduler) {
+    scheduler.max_swizzle_size = kSwizzle;
+    if constexpr (kShape.stream_k) {
+      using Params = cutlass::gemm::kernel::detail::PersistentTileSchedulerSm90StreamKParams;
+      scheduler.reduction_mode = Params::ReductionMode::Nondeterministic;
+      scheduler.decomposition_mode = Params::DecompositionMode::StreamK;
+    }
+  }
+};
+
+template <Schedule kSchedule>
+int64_t Member<kSchedule>::workspace_bytes(const Int8Matmul& p, int device, int multiprocessors) {
+  return element_size(p.epilogue.out_dtype) == 2 ? Product<kSchedule, 2>::workspace_bytes(p, device, multiprocessors)
+                                                 : Product<kSchedule, 4>::workspace_bytes(p, device, multiprocessors);
+}
+
+template <Schedule kSchedule>
+const char* Member<kSchedule>::launch(const Int8Matmul& p, int device, int multiprocessors, void* workspace,
+                                      void* stream) {
+  return element_size(p.epilogue.out_dtype) == 2
+             ? Product<kSchedule, 2>::launch(p, device, multiprocessors, workspace, stream)
+             : Product<kSchedule, 4>::launch(p, device, multiprocessors, workspace, stream);
+}
+
+}  // namespace pykernels::cuda::hopper
