@@ -174,7 +174,6 @@ class NinjaBuild(build_ext):
                 cuda_objects[source] = objects[-1], archs
             cxx_flags = [*CXXFLAGS, *STABLE, "-DUSE_CUDA", *include, f"-isystem{home / 'include'}"]
             if no_hopper is None:
-                # Each takes a minute and 4 GB: first in line, so that nothing waits for the last of them.
                 for source in _nvcc.hopper_sources():
                     flags = _nvcc.flags_for(source) + _nvcc.gencode("9.0a")
                     objects += compile_all("nvcc", [source], flags, "cuda")

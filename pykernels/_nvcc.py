@@ -102,7 +102,7 @@ def flags_for(source: Path) -> list[str]:
     """All that decides what a source compiles to but the architectures."""
     flags = [*FLAGS, f"-I{CSRC}"]
     if source.parent.name == "hopper":
-        flags += [*HOPPER_FLAGS, f"-isystem{find_cutlass()}"]
+        flags += [*HOPPER_FLAGS, "-isystem", str(find_cutlass())]
     return flags
 
 
@@ -118,8 +118,8 @@ def source_digest(source: Path) -> str:
 
 def digest(source: Path, nvcc: str) -> str:
     """Of everything that decides what a source compiles to but the architectures."""
-    flags = [flag for flag in flags_for(source) if not flag.startswith(("-I", "-isystem"))]
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    parts = [source_digest(source), *FLAGS]
+    parts.append(subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
     if source.parent.name == "hopper":
-        version += str(cutlass_version(find_cutlass()))
-    return hashlib.sha256("\0".join([source_digest(source), version, *flags]).encode()).hexdigest()[:16]
+        parts += [*HOPPER_FLAGS, str(cutlass_version(find_cutlass()))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

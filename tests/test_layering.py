@@ -10,7 +10,8 @@ PACKAGE = ROOT / "pykernels"
 # What each layer may import of this package. A name stands for the module and all below it.
 ALLOWED = {
     "_library": {"kernels"},
-    "ops": {"_library", "ops"},
+    "_nvcc": set(),
+    "ops": {"_host", "_library", "ops"},
     "functional": {"ops", "quantization.config"},
     "nn": {"functional", "nn", "quantization.config", "ops"},
     "memory": {"functional", "memory", "nn"},
@@ -18,7 +19,7 @@ ALLOWED = {
     "distributed": {"distributed", "functional", "ops", "optim"},
     "quantization": {"functional", "nn", "quantization", "_library"},
     "demo": {"demo", "quantization", "nn", "functional", "_library", "_info", ""},
-    "bench": {"bench", "optim", "quantization", "nn", "functional", "ops", "_library", "_info", ""},
+    "bench": {"bench", "optim", "quantization", "nn", "functional", "ops", "_library", "_nvcc", "_info", ""},
     "_info": {"_host", "_library", ""},
     "__main__": {"_info", "demo", "bench", "distributed", "quantization"},
     "__init__": {"_library", "distributed", "ops", "functional", "memory", "nn", "optim", "quantization"},
