@@ -26,6 +26,12 @@ __device__ __forceinline__ float from_word(uint16_t v, DType dtype) {
 }
 __device__ __forceinline__ float from_word(int32_t v, DType) { return bits_to_float(static_cast<uint32_t>(v)); }
 
+template <Activation kActivation, int kSize>
+__device__ __forceinline__ void activate_all(float (&v)[kSize]) {
+  CUTLASS_PRAGMA_UNROLL
+  for (int i = 0; i < kSize; ++i) v[i] = activate(v[i], kActivation);
+}
+
 template <class TileShape, int kBytes>
 struct FinishSums {
   static constexpr int kM = cute::size<0>(TileShape{});
@@ -153,9 +159,21 @@ struct FinishSums {
         const Term column = terms.column[n[i]];
         v[i] = __fadd_rn(__fmul_rn(__fmul_rn(v[i], terms.row_scale[m[i]]), column.scale), column.bias);
       }
-      if (e.activation != Activation::none) {
-        CUTLASS_PRAGMA_UNROLL
-        for (int i = 0; i < kSize; ++i) v[i] = activate(v[i], e.activation);
+      switch (e.activation) {  // once for the fragment, not for each of its elements
+        case Activation::relu:
+          activate_all<Activation::relu>(v);
+          break;
+        case Activation::gelu:
+          activate_all<Activation::gelu>(v);
+          break;
+        case Activation::gelu_tanh:
+          activate_all<Activation::gelu_tanh>(v);
+          break;
+        case Activation::silu:
+          activate_all<Activation::silu>(v);
+          break;
+        default:
+          break;
       }
       if (e.residual != nullptr) {
         CUTLASS_PRAGMA_UNROLL

@@ -8,22 +8,19 @@
 
 #include "epilogue.cuh"
 #include "launch.h"
+#include "scheduler.cuh"
 
 namespace pykernels::cuda::hopper {
 
 template <Schedule kSchedule, int kBytes>
 struct Product {
   static constexpr Shape kShape = shape_of(kSchedule);
-  static_assert(kShape.m > 0, "this schedule is not a Hopper kernel");
-
-  using Tile = cute::Shape<cute::Int<kShape.m>, cute::Int<kShape.n>, cute::Int<kShape.k>>;
-  using Cluster = cute::Shape<cute::Int<kShape.cluster_m>, cute::Int<kShape.cluster_n>, cute::_1>;
+  using Tile = typename Tiling<kSchedule>::Tile;
+  using Cluster = typename Tiling<kSchedule>::Cluster;
   using Mainloop = cute::conditional_t<kShape.pingpong, cutlass::gemm::KernelTmaWarpSpecializedPingpong,
                                        cutlass::gemm::KernelTmaWarpSpecializedCooperative>;
   using Store = cute::conditional_t<kShape.pingpong, cutlass::epilogue::TmaWarpSpecialized,
                                     cutlass::epilogue::TmaWarpSpecializedCooperative>;
-  using Scheduler =
-      cute::conditional_t<kShape.stream_k, cutlass::gemm::StreamKScheduler, cutlass::gemm::PersistentScheduler>;
   using Element = Word<kBytes>;
   static constexpr int kAlignment = 16 / kBytes;  // TMA's 16 bytes
 
@@ -38,7 +35,7 @@ struct Product {
           sizeof(typename CollectiveEpilogue::SharedStorage))>,
       Mainloop>::CollectiveOp;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, CollectiveMainloop,
-                                                      CollectiveEpilogue, Scheduler>;
+                                                      CollectiveEpilogue, typename Tiling<kSchedule>::Scheduler>;
   using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
   static_assert(Kernel::SharedStorageSize <= kSharedLimit);
 
@@ -60,7 +57,7 @@ struct Product {
     args.epilogue.dD = {e.out_stride, cute::_1{}, 0};
     args.hw_info.device_id = device;
     args.hw_info.sm_count = multiprocessors;
-    set_scheduler(args.scheduler);
+    Tiling<kSchedule>::set(args.scheduler);
     return args;
   }
 
@@ -76,19 +73,6 @@ struct Product {
       status = gemm.run(args, workspace, static_cast<cudaStream_t>(stream));
     }
     return status == cutlass::Status::kSuccess ? nullptr : cutlassGetStatusString(status);
-  }
-
- private:
-  // Bands of clusters, so that neighbours in time share rows of both operands in L2. Sums of int32 do not depend on
-  // their order: partial sums may arrive as they come.
-  template <class Arguments>
-  static void set_scheduler(Arguments& scheduler) {
-    scheduler.max_swizzle_size = kSwizzle;
-    if constexpr (kShape.stream_k) {
-      using Params = cutlass::gemm::kernel::detail::PersistentTileSchedulerSm90StreamKParams;
-      scheduler.reduction_mode = Params::ReductionMode::Nondeterministic;
-      scheduler.decomposition_mode = Params::DecompositionMode::StreamK;
-    }
   }
 };
 
