@@ -57,7 +57,7 @@ struct Product {
     args.epilogue.dD = {e.out_stride, cute::_1{}, 0};
     args.hw_info.device_id = device;
     args.hw_info.sm_count = multiprocessors;
-    Tiling<kSchedule>::set(args.scheduler);
+    Tiling<kSchedule>::set(args.scheduler, p.m, p.n);
     return args;
   }
 

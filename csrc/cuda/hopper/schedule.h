@@ -47,7 +47,7 @@ constexpr Shape shape_of(Schedule schedule) {
 
 inline constexpr int kSharedLimit = 227 * 1024;  // of a block on sm_90
 inline constexpr int kSmallM = 16;
-inline constexpr int kSwizzle = 8;  // clusters in a band of tiles
+inline constexpr int kSwizzle = 8;  // clusters in a band of tiles, at most
 
 // What one SM of an H100 does in a cycle: dense INT8 (1,979 TOPS / 132 SMs / 1.83 GHz), bytes from shared memory, and
 // an assumed even share of L2 (7.7 TB/s in all), which no GPU has confirmed here.
@@ -98,6 +98,15 @@ constexpr Spread spread(const Shape& s, int64_t m, int64_t n, int64_t k, int64_t
     makespan = (even > least ? even : least) + ceil_of(fixup, step);
   }
   return {tiles_m * tiles_n, units, steps, makespan, kStartCycles + makespan * step + exposed};
+}
+
+// Clusters in a band. CUTLASS rounds the grid up to whole bands in both directions and computes the tiles that this
+// adds: the widest band that adds none is taken.
+constexpr int swizzle(const Shape& s, int64_t m, int64_t n) {
+  const int64_t clusters_m = ceil_of(ceil_of(m, s.m), s.cluster_m), clusters_n = ceil_of(ceil_of(n, s.n), s.cluster_n);
+  int band = kSwizzle;
+  while (clusters_m % band != 0 || clusters_n % band != 0) band /= 2;
+  return band;
 }
 
 // TMA wants rows of both operands and of the result on 16 bytes; a cluster wants its SMs. Pointers are the launcher's.

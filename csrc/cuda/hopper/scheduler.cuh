@@ -17,11 +17,11 @@ struct Tiling {
   using Scheduler =
       cute::conditional_t<kShape.stream_k, cutlass::gemm::StreamKScheduler, cutlass::gemm::PersistentScheduler>;
 
-  // Bands of clusters, so that neighbours in time share rows of both operands in L2. Sums of int32 do not depend on
-  // their order: partial sums may arrive as they come.
+  // Neighbours in time lie in one band and share rows of both operands in L2. Sums of int32 do not depend on their
+  // order: partial sums may arrive as they come.
   template <class Arguments>
-  static void set(Arguments& scheduler) {
-    scheduler.max_swizzle_size = kSwizzle;
+  static void set(Arguments& scheduler, int64_t m, int64_t n) {
+    scheduler.max_swizzle_size = swizzle(kShape, m, n);
     if constexpr (kShape.stream_k) {
       using Params = cutlass::gemm::kernel::detail::PersistentTileSchedulerSm90StreamKParams;
       scheduler.reduction_mode = Params::ReductionMode::Nondeterministic;
