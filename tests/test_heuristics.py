@@ -33,6 +33,8 @@ def least_shared(s: Schedule, out_bytes: int) -> int:
 
 def may_serve(s: Schedule, M: int, N: int, K: int, sms: int, out_bytes: int) -> bool:
     cluster = math.prod(s.cluster)
+    if s.stream_k and K < 16 * s.tile[2]:
+        return False  # CUTLASS cuts no less than 8 steps off a tile
     return K % 16 == 0 and N * out_bytes % 16 == 0 and cluster <= sms and cluster <= 8
 
 
@@ -44,11 +46,7 @@ def efficiency(s: Schedule, M: int, N: int, K: int, sms: int) -> float:
     grid = -(-rows // down) * down * -(-columns // across) * across
     if not s.stream_k or grid % units == 0:
         return rows * columns / (math.ceil(grid / units) * units)
-    longest = max(math.ceil(grid * steps / units), min(steps, 8))
-    l2 = 32  # bytes a cycle; a step brings a tile of each operand, of which multicast spares a part
-    step = max(2 * m * n * k // 8192, (m // 64) * (64 + n) * k // 128, (m * k // across + n * k // down) // l2)
-    merge = math.ceil((1000 + 2 * m * n * 4 // l2) / step)  # partial sums to L2 and back
-    return rows * columns * steps / ((longest + merge) * units)
+    return rows * columns * steps / ((math.ceil(grid * steps / units) + 7) * units)
 
 
 def test_the_set() -> None:

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "build_info.h"  // written by setup.py
-#include "cuda/hopper/schedule.h"
+#include "cuda/hopper/choose.h"
 
 namespace py = pybind11;
 

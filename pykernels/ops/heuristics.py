@@ -1,6 +1,6 @@
 """Which kernel an int8 product gets on sm_90: a pure function of its shape and of the number of SMs.
 
-The rule and the set it chooses from stand once, in csrc/cuda/hopper/schedule.h: the CUDA launcher includes it, and this
+The rule and the set it chooses from stand once, in csrc/cuda/hopper/choose.h: the CUDA launcher includes it, and this
 file asks the same code through pykernels._host, so that what is tested on a CPU is what a GPU does.
 """
 
@@ -37,8 +37,8 @@ class Spread:
 
     Attributes:
         tiles: that hold results. units: SMs that whole clusters can use. steps: of K, for each tile.
-        makespan: steps of the SM that works longest, those that merging partial sums costs included.
-        cycles: predicted by the model; no GPU has confirmed it.
+        makespan: steps of the SM that works longest; of stream-K's up to 7 less than it may be.
+        cycles: predicted by the model, with the merging of partial sums; no GPU has confirmed it.
     """
 
     tiles: int
@@ -49,7 +49,7 @@ class Spread:
 
     @property
     def efficiency(self) -> float:
-        """Share of the SMs' time that goes into tiles: what wave quantisation leaves of 1."""
+        """Share of the SMs' steps that go into tiles: what wave quantisation leaves of 1."""
         return self.tiles * self.steps / (self.makespan * self.units)
 
 
@@ -80,8 +80,8 @@ def schedules() -> tuple[Schedule, ...]:
 def choose(M: int, N: int, K: int, sm_count: int, out_bytes: int = 2) -> Schedule:
     """The kernel for int8 [M, K] by int8 [N, K] transposed on a GPU with compute capability 9.0.
 
-    Up to 16 rows "small_m". Beyond, of the Hopper kernels that may serve the shape (K a multiple of 16, rows of the
-    result on 16 bytes) those whose `Spread.efficiency` is within 10 % of the best, and of them the one predicted
+    Up to 16 rows "small_m". Beyond, of the Hopper kernels that may serve the shape (K a multiple of 16 and, to be cut,
+    at least 2048; rows of the result on 16 bytes) those whose `Spread.efficiency` is within 10 % of the best, and of them the one predicted
     fastest. "mma_sync" where none may.
 
     Args:

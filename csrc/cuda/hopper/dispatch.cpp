@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 
+#include "choose.h"
 #include "launch.h"
 
 namespace pykernels::cuda::hopper {
