@@ -46,7 +46,8 @@ def efficiency(s: Schedule, M: int, N: int, K: int, sms: int) -> float:
     grid = -(-rows // down) * down * -(-columns // across) * across
     if not s.stream_k or grid % units == 0:
         return rows * columns / (math.ceil(grid / units) * units)
-    return rows * columns * steps / ((math.ceil(grid * steps / units) + 7) * units)
+    parts = min(units, grid * steps // 8 // (down * across) * (down * across))
+    return rows * columns * steps / ((math.ceil(grid * steps / parts) + 7) * units)
 
 
 def test_the_set() -> None:

@@ -14,7 +14,9 @@ inline constexpr int64_t kL2BytesPerCycle = 32;
 inline constexpr int64_t kStartCycles = 1500;    // launch of the first loads until the first product
 inline constexpr int64_t kEpilogueCycles = 600;  // of a tile, beside the bytes it stores
 inline constexpr int64_t kFixupCycles = 1000;    // of a tile cut along K, beside the bytes of its partial sums
-inline constexpr int64_t kStreamKLeast = 8;      // steps of K that CUTLASS gives a work unit of stream-K at least
+
+// CUTLASS gives a work unit of stream-K at least so many steps, and moves both its ends by less to keep to that.
+inline constexpr int64_t kStreamKLeast = 8;
 
 // How a product is spread over the SMs; times in cycles, lengths in steps of the tile's k.
 struct Spread {
@@ -46,8 +48,9 @@ constexpr Spread spread(const Shape& s, int64_t m, int64_t n, int64_t k, int64_t
   const int64_t step = step_cycles(s);
   const int64_t epilogue = kEpilogueCycles + s.m * s.n * out_bytes / kL2BytesPerCycle;
   int64_t makespan = waves * steps, exposed = s.pingpong ? epilogue : waves * epilogue;
-  if (s.stream_k && padded % units != 0) {
-    makespan = ceil_of(padded * steps, units) + kStreamKLeast - 1;
+  const int64_t parts = padded * steps / kStreamKLeast / cluster * cluster;
+  if (s.stream_k && padded % units != 0 && parts > 0) {
+    makespan = ceil_of(padded * steps, parts < units ? parts : units) + kStreamKLeast - 1;
     exposed += kFixupCycles + 2LL * s.m * s.n * 4 / kL2BytesPerCycle;
   }
   return {tiles_m * tiles_n, units, steps, makespan, kStartCycles + makespan * step + exposed};
