@@ -1,4 +1,4 @@
-"""The choice among the Hopper kernels: legal everywhere, and never far from the least idle, by formulas written here."""
+"""The choice among the Hopper kernels: legal everywhere, never far from the least idle, by formulas written here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def least_shared(s: Schedule, out_bytes: int) -> int:
 
 def may_serve(s: Schedule, M: int, N: int, K: int, sms: int, out_bytes: int) -> bool:
     cluster = math.prod(s.cluster)
-    if s.stream_k and K < 16 * s.tile[2]:
+    if s.stream_k and 16 * s.tile[2] > K:
         return False  # CUTLASS cuts no less than 8 steps off a tile
     return K % 16 == 0 and N * out_bytes % 16 == 0 and cluster <= sms and cluster <= 8
 

@@ -1,5 +1,5 @@
-"""The order in which the Hopper kernels visit tiles, with CUTLASS's own schedulers on the CPU: every element of the result
-is stored once, every step of K counted once, and the model that chooses the kernel knows how long it takes."""
+"""The order in which the Hopper kernels visit tiles, by CUTLASS's own schedulers run on the CPU: every element of the
+result is stored once, every step of K counted once, and the model that chooses the kernel knows how long it takes."""
 
 from __future__ import annotations
 

@@ -81,8 +81,8 @@ def choose(M: int, N: int, K: int, sm_count: int, out_bytes: int = 2) -> Schedul
     """The kernel for int8 [M, K] by int8 [N, K] transposed on a GPU with compute capability 9.0.
 
     Up to 16 rows "small_m". Beyond, of the Hopper kernels that may serve the shape (K a multiple of 16 and, to be cut,
-    at least 2048; rows of the result on 16 bytes) those whose `Spread.efficiency` is within 10 % of the best, and of them the one predicted
-    fastest. "mma_sync" where none may.
+    at least 2048; rows of the result on 16 bytes) those whose `Spread.efficiency` is within 10 % of the best, and of
+    them the one predicted fastest. "mma_sync" where none may.
 
     Args:
         M, N, K: the sizes.
