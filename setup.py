@@ -19,7 +19,6 @@ from pathlib import Path
 from types import ModuleType
 
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -233,14 +232,7 @@ class NinjaBuild(build_ext):
         return [str(path) for path in (Path(self.build_lib) / "pykernels").glob("*.so")]
 
 
-class AnyPythonWheel(bdist_wheel):
-    """The operator libraries hold no Python symbol; on another Python only the optional _host is not found."""
-
-    def get_tag(self) -> tuple[str, str, str]:
-        return ("py3", "none", super().get_tag()[2])
-
-
 setup(
     ext_modules=[Extension("pykernels._C", sources=[])],
-    cmdclass={"build_ext": NinjaBuild, "bdist_wheel": AnyPythonWheel},
+    cmdclass={"build_ext": NinjaBuild},
 )

@@ -32,6 +32,44 @@ from .ops.rms_norm import rms_norm as rms_norm
 from .ops.rope import rope as rope
 from .ops.rope import rope_tables as rope_tables
 
+__all__ = [
+    "Int8TrainingConfig",
+    "attention",
+    "cross_entropy",
+    "dequantize_asymmetric",
+    "dequantize_blockwise",
+    "dequantize_colwise",
+    "dequantize_rowwise",
+    "distillation_loss",
+    "dropout",
+    "dropout_key",
+    "geglu",
+    "glu_linear",
+    "int8_linear",
+    "int8_linear_outliers",
+    "int8_matmul",
+    "int8_training_linear",
+    "int8_weight_only_linear",
+    "layer_norm",
+    "linear_cross_entropy",
+    "linear_jsd",
+    "linear_kl_div",
+    "norm_attention",
+    "norm_linear",
+    "norm_mlp",
+    "quantize_asymmetric",
+    "quantize_blockwise",
+    "quantize_both",
+    "quantize_colwise",
+    "quantize_rowwise",
+    "reglu",
+    "relu2",
+    "rms_norm",
+    "rope",
+    "rope_tables",
+    "swiglu",
+]
+
 _ops = torch.ops.pykernels
 QWeight = tuple[torch.Tensor, torch.Tensor]
 

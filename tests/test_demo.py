@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,19 @@ def test_functions_take_turns() -> None:
     assert times.keys() == {"a", "b"}
 
 
-def test_no_round_begins_when_time_is_up_and_three_are_counted() -> None:
+def test_a_slow_function_sits_out_once_its_time_is_up() -> None:
     calls: list[str] = []
-    arguments = ({"a": lambda: calls.append("a")}, torch.device("cpu"), 9)
-    measure.interleaved_p50(*arguments, seconds=0.0)
-    assert len(calls) == 1 + 3
+
+    def slow() -> None:
+        calls.append("slow")
+        time.sleep(0.02)
+
+    functions = {"slow": slow, "quick": lambda: calls.append("quick")}
+    measure.interleaved_p50(functions, torch.device("cpu"), 9, seconds=0.02)
+    assert calls.count("slow") == 1 + 1 and calls.count("quick") == 1 + 9
     calls.clear()
-    measure.interleaved_p50(*arguments, warm_up=False)
-    assert len(calls) == 9
+    measure.interleaved_p50(functions, torch.device("cpu"), 2, warm_up=False)
+    assert calls == ["slow", "quick"] * 2
 
 
 class _Bigrams(nn.Module):
@@ -68,7 +74,13 @@ def test_a_loss_is_the_mean_of_its_windows_and_may_be_cut_short() -> None:
     logits = model.table(windows[:, :-1])
     truth = nn.functional.cross_entropy(logits.reshape(-1, 16), windows[:, 1:].reshape(-1)).item()
     assert sum(losses) / 6 == pytest.approx(truth, rel=1e-5)
-    assert measure.window_losses(model, windows, seconds=0.0) == losses[:4]
+    assert measure.window_losses(model, windows, seconds=0.0) == losses[:2]
+
+
+def test_a_slow_encoder_reads_fewer_sentences() -> None:
+    batches = [{"x": torch.randn(3, 4)} for _ in range(5)]
+    assert measure.embed(lambda x: x, batches).shape == (15, 4)
+    assert measure.embed(lambda x: x, batches, seconds=0.0).equal(torch.cat([b["x"] for b in batches[:2]]))
 
 
 def test_neighbour_agreement_ignores_the_vector_itself() -> None:
@@ -127,12 +139,13 @@ def _rows() -> list[run.Row]:
         "loss_windows": 12.0,
     }
     encoder = {"bytes": 9e7, "one_ms": 4.0, "batch_ms": 60.0, "cosine": 1.0, "neighbour_agreement": 1.0}
+    encoder["sentences"] = 64.0
     return [
         run.Row("SmolLM2-135M", "float32", language, text="Because."),
         run.Row("SmolLM2-135M", "pykernels W8A8", {**language, "loss_rise": 0.02, "loss": 2.77, "loss_windows": 5.0}),
         run.Row("SmolLM2-135M", "torch dynamic INT8", absent="no engine"),
         run.Row("MiniLM-L6", "float32", encoder),
-        run.Row("MiniLM-L6", "pykernels W8A8", {**encoder, "cosine": 0.998}),
+        run.Row("MiniLM-L6", "pykernels W8A8", {**encoder, "cosine": 0.998, "sentences": 32.0}),
     ]
 
 
@@ -149,7 +162,8 @@ def test_tables_name_the_absent(capsys: pytest.CaptureFixture[str]) -> None:
     report.print_tables(_rows(), torch.device("cpu"))
     printed = capsys.readouterr().out
     assert "torch dynamic INT8: absent, no engine" in printed
-    assert "pykernels W8A8: loss over 5 of 12 windows" in printed and "float32: loss over" not in printed
+    assert "pykernels W8A8: judged on 5 of 12 windows" in printed and "float32: judged on" not in printed
+    assert "pykernels W8A8: judged on 32 of 64 sentences" in printed
     assert "+0.0200" in printed and "0.99800" in printed and "Because." in printed
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
 BLOCKS = [
     pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
     for page in PAGES
@@ -73,8 +73,35 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_every_public_module_has_a_reference_page() -> None:
+    """And it names everything: mkdocstrings shows what `__all__` lists, and only that."""
+    import pykernels
+
+    for name in ("functional", "nn", "quantization", "memory", "optim", "distributed"):
+        assert f"::: pykernels.{name}\n" in (ROOT / "docs" / "api" / f"{name}.md").read_text()
+        module = getattr(pykernels, name)
+        assert sorted(module.__all__) == sorted(set(module.__all__)), name
+        for member in module.__all__:
+            assert callable(value := getattr(module, member)) is False or value.__doc__, f"{name}.{member}"
+    functional = pykernels.functional
+    public = {name for name, value in vars(functional).items() if callable(value) and name[0] != "_"}
+    internal = {"QWeight", "activation_code", "autocast"}
+    assert public - internal == set(functional.__all__)
+
+
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_the_gallery_shows_the_committed_results() -> None:
+    from pykernels.bench.gallery import render
+
+    page = render(ROOT / "benchmarks" / "results", ROOT / "docs" / "plots")
+    assert page == (ROOT / "docs" / "gallery.md").read_text(), "the results have changed: make gallery"
+    for path in (ROOT / "benchmarks" / "results").glob("*.csv"):
+        assert f"benchmarks/results/{path.name}" in page
+    for path in (ROOT / "docs" / "plots").glob("*.png"):
+        assert f"](plots/{path.name})" in page, f"{path.name} belongs to no CSV"
 
 
 def demo_table(model: str, columns: dict[str, tuple[str, str]]) -> str:

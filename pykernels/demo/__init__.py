@@ -15,7 +15,9 @@ __all__ = ["main"]
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pykernels demo", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="measure less: a check that all works, not a result")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--quick", action="store_true", help="measure less: a check that all works, not a result")
+    amount.add_argument("--full", action="store_true", help="twice the text and more rounds, for a result that is kept")
     parser.add_argument("--model", choices=("all", "language", "encoder"), default="all", help="which model to measure")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder of demo.png")
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .models import MissingPackage
         from .plot import save_plot
         from .progress import Steps
-        from .run import QUICK, Sizes, measure_encoder, measure_language_model
+        from .run import DEMO, FULL, QUICK, measure_encoder, measure_language_model
     except ModuleNotFoundError as error:
         print(f"The demo needs {error.name}. Install it: pip install 'pykernels[demo]'", file=sys.stderr)
         return 1
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*(torch.ao.quantization|torch.quantize_per_tensor).*")
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     steps = Steps(Console(stderr=True))
-    sizes = QUICK if arguments.quick else Sizes()
+    sizes = QUICK if arguments.quick else FULL if arguments.full else DEMO
     rows = []
     try:
         if arguments.model != "encoder":

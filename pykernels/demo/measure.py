@@ -48,18 +48,18 @@ def interleaved_p50(
     All functions take turns in every round, so that a machine that slows down slows them alike.
 
     Args:
-        rounds: rounds that are counted, at most.
+        rounds: rounds that are counted.
         calls: calls timed together in a round, for functions that are short.
         advance: called after every round.
         warm_up: begin with a round that is not counted.
-        seconds: begin no further round after this long, once 3 are counted.
+        seconds: a function sits out the rest once its own counted turns took this long, so that one which is slow
+            here does not make all the others wait.
     """
     seen: dict[str, list[float]] = {name: [] for name in functions}
-    begin = time.perf_counter()
     for round_number in range(0 if warm_up else 1, rounds + 1):
-        if round_number > 3 and time.perf_counter() - begin > seconds:
-            break
         for name, function in functions.items():
+            if seen[name] and sum(seen[name]) * calls >= 1000 * seconds:
+                continue
             _synchronize(device)
             start = time.perf_counter()
             for _ in range(calls):
@@ -80,12 +80,12 @@ def window_losses(
 ) -> list[float]:
     """Mean next-token cross entropy in nats of each of windows int64 [windows, tokens]; logits compared in float32.
 
-    No window is begun after ``seconds`` once 4 are done, so the list may be shorter.
+    No window is begun after ``seconds`` once 2 are done, so the list may be shorter.
     """
     losses: list[float] = []
     begin = time.perf_counter()
     for window in windows:
-        if len(losses) >= 4 and time.perf_counter() - begin > seconds:
+        if len(losses) >= 2 and time.perf_counter() - begin > seconds:
             break
         logits = model(window[None]).logits[0, :-1].float()
         losses.append(nn.functional.cross_entropy(logits, window[1:]).item())
@@ -137,9 +137,15 @@ def generate(language_model: LanguageModel, model: nn.Module, question: str, max
 
 
 @torch.inference_mode()
-def embed(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> Tensor:
-    """Unit vectors float32 [sentences, features] of all batches."""
-    return torch.cat([model(**batch) for batch in batches]).float()
+def embed(model: nn.Module, batches: Iterable[dict[str, Tensor]], seconds: float = float("inf")) -> Tensor:
+    """Unit vectors float32 [sentences, features]. No batch is begun after ``seconds`` once 2 are done."""
+    vectors: list[Tensor] = []
+    begin = time.perf_counter()
+    for batch in batches:
+        if len(vectors) >= 2 and time.perf_counter() - begin > seconds:
+            break
+        vectors.append(model(**batch))
+    return torch.cat(vectors).float()
 
 
 def mean_cosine(vectors: Tensor, reference: Tensor) -> float:

@@ -70,10 +70,11 @@ def tables(rows: Sequence[Row]) -> Group:
                 notes.append(Text(f"  {row.variant}: absent, {row.absent}", style="dim"))
             else:
                 table.add_row(row.variant, *(c.write(row.values[c.key]) for c in columns), style=style)
-                read, of = (r.values.get("loss_windows", 0) for r in (row, of_model[0]))
-                if read < of:
-                    note = f"  {row.variant}: loss over {read:.0f} of {of:.0f} windows, for it is slow here"
-                    notes.append(Text(note, style="dim"))
+                for key, what in (("loss_windows", "windows"), ("sentences", "sentences")):
+                    read, of = (r.values.get(key, 0) for r in (row, of_model[0]))
+                    if read < of:
+                        note = f"  {row.variant}: judged on {read:.0f} of {of:.0f} {what}, for it is slow here"
+                        notes.append(Text(note, style="dim"))
         shown += [table, *notes, Text()]
         if any(row.text for row in of_model):
             answers = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

@@ -22,8 +22,8 @@ QUESTION = "Explain in one sentence why the sky is blue."
 class Sizes:
     """How much is measured, at most. ``windows`` of ``tokens`` tokens give the loss, ``calibration`` others the scales.
 
-    Latencies take no further round after ``seconds``, once 3 are counted; a form other than float32 reads no further
-    window for its loss after ``loss_seconds``, once 4 are read.
+    A form takes no further turn of a latency after ``seconds`` of its own, once one is done; one other than float32
+    reads no further window or batch of sentences after ``seconds``, once two are read.
     """
 
     tokens: int = 512
@@ -36,12 +36,28 @@ class Sizes:
     sentences: int = 320
     batch: int = 32
     encoder_rounds: int = 8
-    seconds: float = 12.0
-    loss_seconds: float = 25.0
+    seconds: float = 25.0
 
 
+FULL = Sizes()
+DEMO = Sizes(
+    windows=6,
+    prefill_rounds=2,
+    decode_rounds=5,
+    decode_calls=2,
+    sentences=192,
+    encoder_rounds=4,
+    seconds=5.0,
+)
 QUICK = Sizes(
-    windows=2, calibration=2, prefill_rounds=1, decode_rounds=3, new_tokens=12, sentences=64, encoder_rounds=3
+    windows=2,
+    calibration=2,
+    prefill_rounds=1,
+    decode_rounds=3,
+    new_tokens=12,
+    sentences=64,
+    encoder_rounds=3,
+    seconds=2.0,
 )
 
 
@@ -95,7 +111,7 @@ def measure_language_model(sizes: Sizes, device: torch.device, steps: Steps) -> 
     with steps("SmolLM2-135M: loss", total=len(built) * len(evaluation)) as advance:
         losses = {}
         for name, model in built.items():
-            seconds = float("inf") if name == BASELINE else sizes.loss_seconds
+            seconds = float("inf") if name == BASELINE else sizes.seconds
             losses[name] = measure.window_losses(model, evaluation, advance, seconds)
     # Over the windows that a form has read; float32 has read all.
     rises = {name: mean(map(sub, values, losses[BASELINE])) for name, values in losses.items()}
@@ -128,7 +144,8 @@ def measure_encoder(sizes: Sizes, device: torch.device, steps: Steps) -> list[Ro
     """Rows of all-MiniLM-L6-v2.
 
     Values: bytes, one_ms (one sentence), batch_ms (``sizes.batch`` sentences), cosine (mean, with the float32 vector
-    of the same sentence), neighbour_agreement (fraction of sentences with the same nearest neighbour as in float32).
+    of the same sentence), neighbour_agreement (fraction of sentences with the same nearest neighbour as in float32),
+    sentences (over which the two are).
     """
     with steps("MiniLM-L6: reading"):
         encoder = models.load_encoder(device)
@@ -145,12 +162,14 @@ def measure_encoder(sizes: Sizes, device: torch.device, steps: Steps) -> list[Ro
     with steps("MiniLM-L6: embedding", total=len(built)) as advance:
         vectors = {}
         for name, model in built.items():
-            vectors[name] = measure.embed(model, evaluation)
+            vectors[name] = measure.embed(model, evaluation, float("inf") if name == BASELINE else sizes.seconds)
             advance()
-    reference = vectors[BASELINE]
-    _store(rows, "cosine", {name: measure.mean_cosine(v, reference) for name, v in vectors.items()})
-    agreement = {name: measure.neighbour_agreement(v, reference) for name, v in vectors.items()}
+    # A form is compared over the sentences that it has read; float32 has read all.
+    references = {name: vectors[BASELINE][: len(v)] for name, v in vectors.items()}
+    _store(rows, "cosine", {name: measure.mean_cosine(v, references[name]) for name, v in vectors.items()})
+    agreement = {name: measure.neighbour_agreement(v, references[name]) for name, v in vectors.items()}
     _store(rows, "neighbour_agreement", agreement)
+    _store(rows, "sentences", {name: float(len(v)) for name, v in vectors.items()})
 
     for key, count in (("one_ms", 1), ("batch_ms", sizes.batch)):
         batch = {name: value[:count] for name, value in evaluation[0].items()}
