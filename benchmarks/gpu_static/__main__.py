@@ -25,8 +25,8 @@ INTRODUCTION = """# What the compiler says of the GPU kernels
 
 Written by `make gpu-static` without a GPU; [gpu_static.json](gpu_static.json) has every row. None of these kernels has
 run on a GPU yet ([what has been seen](gpu_status.md)): this page says what was compiled, not how fast it is.
-`tests/test_gpu_static.py` holds the page to the sources it was made from, and every row to: no stack, no spill, IGMMA in
-every Hopper product, occupancy not below {floor}.
+`tests/test_gpu_static.py` holds the page to the sources it was made from, and every row to: no stack, no spill, IGMMA
+in every Hopper product, occupancy not below {floor}.
 
 Compiled with {nvcc}, CUTLASS {cutlass}, Triton {triton}. Occupancy is resident warps over {warps}, by
 registers, shared memory and threads. *Operations a byte* are of one step of a tile against the bytes it brings from
@@ -36,9 +36,14 @@ with no reuse in L2, at the published figures:
 {figures}
 """
 
+LLAMA = """By `pykernels.ops.heuristics.choose`, with bfloat16 results. *SMs' steps used* is what wave quantisation leaves;
+*model* is the prediction it chooses by, at an assumed share of L2; the bound counts operands, scales and result once.
 
-def table(head: list[str], body: list[list[str]]) -> str:
-    lines = [" | ".join(row) for row in [head, ["---"] * len(head), *body]]
+"""
+
+
+def table(head: list[str], body: list[list[object]]) -> str:
+    lines = [" | ".join(map(str, row)) for row in [head, ["---"] * len(head), *body]]
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -61,11 +66,9 @@ def products(rows: list[collect.Row], kind: str) -> str:
         if "tile" in row and row["kind"] == kind:
             name = row["kernel"] if kind == "CUDA" else f"{row['kernel']} ({row['source']})"
             ceilings = ", ".join(f"{each / 1e12:.0f}" for each in row["ceilings"].values())
-            body.append(
-                [name, row["arch"], row["tile"], str(row["threads"]), str(row["registers"]), kilobytes(row["shared"])]
-                + [str(row["blocks"]), f"{100 * row['occupancy']:.1f} %", tensor_cores(row)]
-                + [f"{row['operations'] / row['bytes']:.0f}", ceilings]
-            )
+            cells = [name, row["arch"], row["tile"], row["threads"], row["registers"], kilobytes(row["shared"])]
+            cells += [row["blocks"], f"{100 * row['occupancy']:.1f} %", tensor_cores(row)]
+            body.append([*cells, f"{row['operations'] / row['bytes']:.0f}", ceilings])
     return table(head, body)
 
 
@@ -74,11 +77,9 @@ def others(rows: list[collect.Row]) -> str:
     body = []
     for family in collect.families(rows):
         first = family[0]
-        body.append(
-            [first["kernel"].split("<")[0], first["kind"], first["arch"], str(len(family))]
-            + [str(max(row["registers"] for row in family)), kilobytes(max(row["shared"] for row in family))]
-            + [f"{100 * min(row['occupancy'] for row in family):.1f} %"]
-        )
+        cells = [first["kernel"].split("<")[0], first["kind"], first["arch"], len(family)]
+        cells += [max(row["registers"] for row in family), kilobytes(max(row["shared"] for row in family))]
+        body.append([*cells, f"{100 * min(row['occupancy'] for row in family):.1f} %"])
     return table(head, body)
 
 
@@ -94,13 +95,12 @@ def choices() -> str:
                 operations, moved = 2 * m * n * k, m * k + n * k + 4 * (m + n) + 2 * m * n
                 times = [max(operations / d.int8, moved / d.bandwidth) for d in (devices.H100, devices.H200)]
                 arithmetic = operations / devices.H100.int8 > moved / devices.H100.bandwidth
-                body.append(
-                    [str(m), f"{n} x {k} ({name})", schedule.name]
-                    + ([f"{100 * found.efficiency:.0f} %"] if found else ["-"])
-                    + ([f"{operations / (found.cycles / CLOCK) / 1e12:.0f}"] if found else ["-"])
-                    + [f"{1e6 * time:.1f}" for time in times]
-                    + ["operations" if arithmetic else "bytes"]
-                )
+                cells: list[object] = [m, f"{n} x {k} ({name})", schedule.name, "-", "-"]
+                if found:
+                    tops = operations / (found.cycles / CLOCK) / 1e12
+                    cells[3:] = [f"{100 * found.efficiency:.0f} %", f"{tops:.0f}"]
+                cells += [f"{1e6 * time:.1f}" for time in times]
+                body.append([*cells, "operations" if arithmetic else "bytes"])
     return table(head, body)
 
 
@@ -136,15 +136,8 @@ def main() -> None:
     )
     page += "\n## CUDA products\n\n" + products(rows, "CUDA")
     page += "\n## Triton products\n\n" + products(rows, "Triton")
-    page += (
-        "\n## All other kernels\n\nThey read and write each element once or twice: their ceiling is the bandwidth.\n\n"
-    )
-    page += others(rows)
-    page += (
-        "\n## What Llama-3 would get on 132 SMs\n\nBy `pykernels.ops.heuristics.choose`, bfloat16 results. *SMs' steps "
-        "used* is what wave quantisation leaves; *model* is the\nprediction it chooses by, at an assumed share of L2; the "
-        "bound counts operands, scales and result once.\n\n"
-    ) + choices()
+    page += "\n## All other kernels\n\n" + others(rows)
+    page += "\n## What Llama-3 would get on 132 SMs\n\n" + LLAMA + choices()
     (DOCS / "gpu_static.md").write_text(page)
     print(f"{len(rows)} rows, occupancy from {100 * least:g} %: docs/gpu_static.md, docs/gpu_static.json")
 

@@ -1,4 +1,4 @@
-"""The rows of the static report: one for each kernel, architecture and configuration, and digests of what they are of."""
+"""The rows of the static report: one a kernel, architecture and configuration, and digests of their sources."""
 
 from __future__ import annotations
 
