@@ -213,14 +213,21 @@ class NinjaBuild(build_ext):
                 [],
             )
 
+        # What the objects are made from, so that the static report and the tests need not compile it again. Before the
+        # build: a file that is edited while it runs is compiled again then.
+        notes = {
+            obj.with_suffix(".json"): {"digest": _nvcc.digest(source, nvcc), "archs": of}
+            for source, (obj, of) in cuda_objects.items()
+        }
+        for path in notes:
+            path.unlink(missing_ok=True)
         (work / "build.ninja").write_text("\n\n".join(rules + edges) + "\n")
         command = [sys.executable, "-m", "ninja", "-C", str(work), "-j", str(jobs())]
         print(f"pykernels: {len(edges)} build steps with {jobs()} jobs", flush=True)
         if subprocess.run(command).returncode != 0:
             raise SystemExit("pykernels: the build failed; the first error above says where")
-        for source, (obj, of) in cuda_objects.items():
-            # What the object was made from, so that the static report need not compile it again.
-            obj.with_suffix(".json").write_text(json.dumps({"digest": _nvcc.digest(source, nvcc), "archs": of}))
+        for path, note in notes.items():
+            path.write_text(json.dumps(note))
         for target in targets:
             place(target, out)
 

@@ -106,12 +106,23 @@ def flags_for(source: Path) -> list[str]:
     return flags
 
 
+def included(source: Path) -> list[Path]:
+    """A source and every header of ours that it includes, directly or not."""
+    found, waiting = set(), [source]
+    while waiting:
+        path = waiting.pop().resolve()
+        if path in found:
+            continue
+        found.add(path)
+        for name in re.findall(r'^\s*#\s*include "([^"]+)"', path.read_text(), re.M):
+            waiting += [folder / name for folder in (path.parent, CSRC) if (folder / name).is_file()][:1]
+    return sorted(found)
+
+
 def source_digest(source: Path) -> str:
-    """Of a CUDA source and every header of ours that it may include."""
-    folders = [source.parent, CSRC / "cuda"] if source.parent.name == "hopper" else [source.parent]
-    headers = {path for folder in folders for pattern in ("*.h", "*.cuh") for path in folder.glob(pattern)}
+    """Of a CUDA source and every header of ours that it includes."""
     digest = hashlib.sha256()
-    for path in [*sorted(headers), CSRC / "launchers.h", source]:
+    for path in included(source):
         digest.update(path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -36,8 +36,9 @@ with no reuse in L2, at the published figures:
 {figures}
 """
 
-LLAMA = """By `pykernels.ops.heuristics.choose`, with bfloat16 results. *SMs' steps used* is what wave quantisation leaves;
-*model* is the prediction it chooses by, at an assumed share of L2; the bound counts operands, scales and result once.
+LLAMA = """By `pykernels.ops.heuristics.choose`, with bfloat16 results. *SMs' steps used* is what wave quantisation
+leaves; *model* is the prediction it chooses by, at an assumed share of L2; the bound counts operands, scales and result
+once.
 
 """
 
