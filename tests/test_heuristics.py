@@ -9,6 +9,7 @@ import pytest
 
 from pykernels.ops import heuristics
 from pykernels.ops.heuristics import Schedule, choose, schedules, spread
+from tests.test_hopper_gpu import SHAPES
 
 pytest.importorskip("pykernels._host", reason="the optional host module is not built")
 
@@ -125,3 +126,9 @@ def test_empty_products_are_someone_s() -> None:
     assert choose(0, 0, 0, 132).name == "small_m"
     assert choose(64, 64, 0, 132).name == "mma_sync"
     assert heuristics.spread(schedules()[2], 64, 64, 0, 132) is None
+
+
+@pytest.mark.parametrize(("name", "shape"), SHAPES, ids=str)
+def test_the_gpu_tests_reach_every_branch(name: str, shape: tuple[int, int, int]) -> None:
+    assert choose(*shape, 132, 4).name == name
+    assert {each for each, _ in SHAPES} == {s.name for s in schedules()}
