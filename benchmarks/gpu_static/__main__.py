@@ -28,8 +28,8 @@ run on a GPU yet ([what has been seen](gpu_status.md)): this page says what was 
 `tests/test_gpu_static.py` holds the page to the sources it was made from, and every row to: no stack, no spill, IGMMA
 in every Hopper product, occupancy not below {floor}.
 
-Compiled with {nvcc}, CUTLASS {cutlass}, Triton {triton}. Occupancy is resident warps over {warps}, by
-registers, shared memory and threads. *Operations a byte* are of one step of a tile against the bytes it brings from
+Compiled with {nvcc}, CUTLASS {cutlass}, Triton {triton}. Occupancy is resident warps over {warps}, by registers, shared
+memory and threads. *Operations a byte* are of one step of a tile against the bytes it brings from
 beyond the SM, of which a cluster's multicast spares a part; *ceiling* is the roofline if all of those came from memory
 with no reuse in L2, at the published figures:
 
@@ -129,7 +129,7 @@ def main() -> None:
     )
     page = INTRODUCTION.format(
         floor=f"{100 * least:g} %",
-        nvcc=f"nvcc {version.split('_', 1)[-1].split('/')[0]}",
+        nvcc=f"nvcc {version.split('V')[-1]}",
         cutlass=cutlass,
         triton=triton.__version__,
         warps=devices.LIMITS["sm_90"].threads // 32,
