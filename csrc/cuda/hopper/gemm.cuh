@@ -12,6 +12,18 @@
 
 namespace pykernels::cuda::hopper {
 
+// The builder's epilogue with three buffers for subtiles of C and D in place of four: the shared memory this saves is
+// one more stage of operands, the fourth of tile_128x256.
+template <class Built>
+struct ThreeBuffers;
+template <int kC, int kD, int kFragment, bool kReuse, bool kDelay, class... Rest>
+struct ThreeBuffers<cutlass::epilogue::collective::CollectiveEpilogue<
+    cutlass::epilogue::Sm90TmaWarpSpecialized<kC, kD, kFragment, kReuse, kDelay>, Rest...>> {
+  static_assert(kD <= 2 && kReuse, "D lies where C lay, and two stores are under way at most");
+  using Epilogue = cutlass::epilogue::collective::CollectiveEpilogue<
+      cutlass::epilogue::Sm90TmaWarpSpecialized<3, kD, kFragment, kReuse, kDelay>, Rest...>;
+};
+
 template <Schedule kSchedule, int kBytes>
 struct Product {
   static constexpr Shape kShape = shape_of(kSchedule);
@@ -24,10 +36,10 @@ struct Product {
   using Element = Word<kBytes>;
   static constexpr int kAlignment = 16 / kBytes;  // TMA's 16 bytes
 
-  using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
+  using CollectiveEpilogue = typename ThreeBuffers<typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
       cutlass::epilogue::collective::EpilogueTileAuto, int32_t, float, Element, cutlass::layout::RowMajor, kAlignment,
-      Element, cutlass::layout::RowMajor, kAlignment, Store, FinishSums<Tile, kBytes>>::CollectiveOp;
+      Element, cutlass::layout::RowMajor, kAlignment, Store, FinishSums<Tile, kBytes>>::CollectiveOp>::Epilogue;
   using CollectiveMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, int8_t, cutlass::layout::RowMajor, 16, int8_t,
       cutlass::layout::ColumnMajor, 16, int32_t, Tile, Cluster,
