@@ -45,7 +45,7 @@ venv: $(VENV)/.installed
 
 # What only those who change the code need.
 $(VENV)/.tools: $(VENV)/.installed
-	$(PIP) install -q -c constraints.txt build pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format \
+	$(PIP) install -q -c constraints.txt build peft pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format \
 	  mkdocs-material "mkdocstrings[python]"
 	@touch $@
 

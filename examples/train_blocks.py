@@ -8,7 +8,6 @@ pykernels.nn.TransformerBlock is all that differs. Beside each loss curve stands
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,11 +26,10 @@ from king_james import (
     parse,
     read_csv,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
-import pykernels.functional as F
 from pykernels.bench.memory import saved_bytes
-from pykernels.nn import SAVE, RMSNorm, TransformerBlock
+from pykernels.nn import SAVE, CausalLM, CausalLMConfig
 
 RUNS = ("all", "int8")
 
@@ -52,34 +50,23 @@ class Shape:
         return self.dim * 7 // 2
 
 
-class Llama(nn.Module):
+class Llama(CausalLM):
     """A byte-level causal language model whose logits exist only a tile at a time."""
 
     def __init__(self, shape: Shape, save: str) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(256, shape.dim)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                shape.dim,
-                shape.heads,
-                num_kv_heads=shape.kv_heads,
-                intermediate_size=shape.intermediate,
-                save=save,
-            )
-            for _ in range(shape.layers)
+        config = CausalLMConfig(
+            vocab_size=256,
+            hidden_size=shape.dim,
+            intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
         )
-        self.norm, self.lm_head = RMSNorm(shape.dim), nn.Linear(shape.dim, 256, bias=False)
-        for name, p in self.named_parameters():
-            if p.dim() == 2:
-                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * shape.layers) if residual else 0.02)
+        super().__init__(config, save=save)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The mean loss of tokens [batch, context + 1], each predicted from those before it."""
-        x = self.embed(tokens[:, :-1])
-        for block in self.blocks:
-            x = block(x)
-        return F.linear_cross_entropy(self.norm(x), self.lm_head.weight, tokens[:, 1:])
+        return super().forward(tokens[:, :-1], tokens[:, 1:])
 
 
 def train(

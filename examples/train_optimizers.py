@@ -62,7 +62,7 @@ class Widened(nn.Module):
         self.model = model.to(dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.model.embed.weight.dtype == torch.float32:
+        if self.model.lm_head.weight.dtype == torch.float32:
             return self.model(tokens)
         wide = {name: p.float() for name, p in self.model.named_parameters()}
         return torch.func.functional_call(self.model, wide, (tokens,))

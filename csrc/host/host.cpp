@@ -1,13 +1,15 @@
-// pykernels._host: how the compiled libraries were built, what this CPU can do, and how a product is spread over a GPU.
-// No torch in it, and no tensors.
+// pykernels._host: how the compiled libraries were built, what this CPU can do, the planner's search, and how a product
+// is spread over a GPU. No torch in it, and no tensors.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "build_info.h"  // written by setup.py
 #include "cuda/hopper/choose.h"
+#include "placement.h"
 
 namespace py = pybind11;
 
@@ -83,11 +85,27 @@ py::dict int8_spread(int index, int64_t m, int64_t n, int64_t k, int64_t sm_coun
   return found;
 }
 
+using Option = std::tuple<int64_t, int64_t, int64_t, double>;
+
+py::object place_layers(const std::vector<std::vector<Option>>& layers, const std::vector<int64_t>& gradients,
+                        int64_t head, int64_t budget, int64_t unit) {
+  std::vector<std::vector<pykernels::LayerOption>> options(layers.size());
+  for (size_t i = 0; i < layers.size(); i++)
+    for (const auto& [saved, forward, backward, cost] : layers[i])
+      options[i].push_back({saved, forward, backward, cost});
+  const auto found = pykernels::place_layers(options, gradients, head, budget, unit);
+  if (!found) return py::none();
+  return py::make_tuple(found->choices, found->saved, found->cost);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
-  m.doc() = "Build information and CPU features, without torch.";
+  m.doc() = "Build information, CPU features and the planner's search, without torch.";
   m.def("build_info", &build_info, "Compiler, flags, torch version and CUDA architectures of the build.");
+  m.def("place_layers", &place_layers, py::arg("layers"), py::arg("gradients"), py::arg("head"), py::arg("budget"),
+        py::arg("unit") = 1,
+        "(choices, saved bytes, cost) of the cheapest option for each layer within the budget, or None: placement.h.");
   m.def("cpu_features", &cpu_features, "Whether this CPU has each instruction set that the kernels ask for.");
   m.def("int8_schedules", &int8_schedules, "The kernels that int8_matmul has on sm_90, in the order of their numbers.");
   m.def("choose_int8_schedule", &choose_int8_schedule, "The number of the kernel that a product gets on sm_90.",

@@ -12,6 +12,8 @@ from ..quantization.config import (
 from ._save import SAVE
 from .attention import Attention
 from .cast_linear import CastLinear
+from .causal_lm import CausalLM
+from .causal_lm_config import CausalLMConfig
 from .cross_entropy import CrossEntropyLoss, LinearCrossEntropyLoss
 from .distillation import DistillationLoss, LinearDistillationLoss
 from .dropout import Dropout
@@ -33,6 +35,8 @@ __all__ = [
     "SAVE",
     "Attention",
     "CastLinear",
+    "CausalLM",
+    "CausalLMConfig",
     "CrossEntropyLoss",
     "DistillationLoss",
     "Dropout",
