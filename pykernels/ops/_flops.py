@@ -44,6 +44,14 @@ def linear(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
 FORMULAS.update(int8_linear=linear, int8_weight_only_linear=linear, int8_training_linear=linear, int8_matmul=linear)
 
 
+def grouped(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    """Every row counts, whichever expert it belongs to and also where none counts it: a formula sees no values."""
+    return product(x, weight[1:])
+
+
+FORMULAS.update(int8_grouped_linear=grouped, int8_grouped_matmul=grouped)
+
+
 @formula
 def int8_linear_outliers(
     x: Shape,
