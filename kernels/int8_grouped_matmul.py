@@ -53,7 +53,7 @@ def group_tile(counts_ptr, tile, T, E, BLOCK_M: tl.constexpr, BLOCK_E: tl.conste
     starts = tl.where(e <= E, tl.minimum(sums - counts, T), T)
     tiles = (ends - starts + BLOCK_M - 1) // BLOCK_M
     tile_ends = tl.cumsum(tiles, 0)
-    expert = tl.sum((tile_ends <= tile).to(tl.int32), 0)
+    expert = tl.sum((tile_ends <= tile).to(tl.int64), 0)
     chosen = e == expert
     first_tile = tl.sum(tl.where(chosen, tile_ends - tiles, 0), 0)
     first = tl.sum(tl.where(chosen, starts, 0), 0) + (tile - first_tile) * BLOCK_M
@@ -91,54 +91,52 @@ def _int8_grouped_matmul(
     height = tl.minimum(tiles_m - 8 * band, 8)
     within = tl.program_id(0) % (8 * tiles_n)
     expert, first, end = group_tile(counts_ptr, 8 * band + within % height, T, E, BLOCK_M, BLOCK_E)
-    if first < end:
-        rows = first + tl.arange(0, BLOCK_M)
-        cols = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
-        k = tl.arange(0, BLOCK_K)
-        last_k = K
-        if expert >= E:
-            last_k = 0
-            expert = 0
-            mask = (rows < end)[:, None] & (cols < N)[None, :]
-            zeros = tl.zeros((BLOCK_M, BLOCK_N), out_ptr.dtype.element_ty)
-            tl.store(out_ptr + rows[:, None] * N + cols[None, :], zeros, mask=mask)
-            end = first  # the epilogue stores nothing more
-        expert = tl.cast(expert, tl.int64)
-        a_rows = a_ptr + tl.where(rows < end, rows, 0)[:, None] * a_stride
-        b_rows = b_ptr + expert * b_step + tl.where(cols < N, cols, 0).to(tl.int64)[:, None] * b_stride
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-        for k0 in range(0, last_k, BLOCK_K):
-            if EVEN_K:
-                a = tl.load(a_rows + (k0 + k)[None, :])
-                b = tl.load(b_rows + (k0 + k)[None, :])
-            else:
-                a = tl.load(a_rows + (k0 + k)[None, :], mask=(k0 + k < K)[None, :], other=0)
-                b = tl.load(b_rows + (k0 + k)[None, :], mask=(k0 + k < K)[None, :], other=0)
-            acc = tl.dot(a, b.T, acc, out_dtype=tl.int32)
-        if b_scale_ptr is not None:
-            b_scale_ptr += expert * N
-        if bias_ptr is not None:
-            bias_ptr += expert * N
-        int8_epilogue(
-            acc,
-            rows,
-            cols,
-            end,
-            N,
-            a_scale_ptr,
-            a_scale_stride,
-            b_scale_ptr,
-            1,
-            None,
-            0,
-            None,
-            bias_ptr,
-            None,
-            0,
-            out_ptr,
-            N,
-            ACTIVATION,
-        )
+    if first >= end:
+        return
+    rows = first + tl.arange(0, BLOCK_M)
+    cols = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    if expert >= E:
+        mask = (rows < end)[:, None] & (cols < N)[None, :]
+        zeros = tl.zeros((BLOCK_M, BLOCK_N), out_ptr.dtype.element_ty)
+        tl.store(out_ptr + rows[:, None] * N + cols[None, :], zeros, mask=mask)
+        return
+
+    k = tl.arange(0, BLOCK_K)
+    a_rows = a_ptr + tl.where(rows < end, rows, 0)[:, None] * a_stride
+    b_rows = b_ptr + expert * b_step + tl.where(cols < N, cols, 0).to(tl.int64)[:, None] * b_stride
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for k0 in range(0, K, BLOCK_K):
+        if EVEN_K:
+            a = tl.load(a_rows + (k0 + k)[None, :])
+            b = tl.load(b_rows + (k0 + k)[None, :])
+        else:
+            a = tl.load(a_rows + (k0 + k)[None, :], mask=(k0 + k < K)[None, :], other=0)
+            b = tl.load(b_rows + (k0 + k)[None, :], mask=(k0 + k < K)[None, :], other=0)
+        acc = tl.dot(a, b.T, acc, out_dtype=tl.int32)
+    if b_scale_ptr is not None:
+        b_scale_ptr += expert * N
+    if bias_ptr is not None:
+        bias_ptr += expert * N
+    int8_epilogue(
+        acc,
+        rows,
+        cols,
+        end,
+        N,
+        a_scale_ptr,
+        a_scale_stride,
+        b_scale_ptr,
+        1,
+        None,
+        0,
+        None,
+        bias_ptr,
+        None,
+        0,
+        out_ptr,
+        N,
+        ACTIVATION,
+    )
 
 
 def int8_grouped_matmul(
