@@ -42,6 +42,7 @@ def linear(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
 
 
 FORMULAS.update(int8_linear=linear, int8_weight_only_linear=linear, int8_training_linear=linear, int8_matmul=linear)
+FORMULAS.update(int8_block_scaled_linear=linear, int8_block_scaled_matmul=linear)
 
 
 def grouped(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:

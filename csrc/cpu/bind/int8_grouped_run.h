@@ -67,7 +67,7 @@ class GroupedBatch {
 
   // stage(part, its items) for every part that has items among [begin, end).
   template <class Stage>
-  void each(int64_t Part::*first, int64_t Int8MatmulPlan::*items, int64_t begin, int64_t end, char* workspace,
+  void each(int64_t Part::* first, int64_t Int8MatmulPlan::* items, int64_t begin, int64_t end, char* workspace,
             const Stage& stage) const {
     auto part = std::upper_bound(parts_.begin(), parts_.end(), begin,
                                  [&](int64_t item, const Part& p) { return item < p.*first; });
@@ -143,8 +143,8 @@ inline Tensor check_experts(const char* op, const char* name, const Tensor& b, c
 // [E, N] with the dtype of what it should be, contiguous.
 inline Tensor check_per_expert(const char* op, const char* name, const Tensor& value, const Tensor& b) {
   check_cpu(op, name, value);
-  STD_TORCH_CHECK(value.dim() == 2 && value.size(0) == b.size(0) && value.size(1) == b.size(1), op, ": expected ",
-                  name, " to have shape [", b.size(0), ", ", b.size(1), "], got ", shape_name(value.sizes()));
+  STD_TORCH_CHECK(value.dim() == 2 && value.size(0) == b.size(0) && value.size(1) == b.size(1), op, ": expected ", name,
+                  " to have shape [", b.size(0), ", ", b.size(1), "], got ", shape_name(value.sizes()));
   return torch::stable::contiguous(value);
 }
 

@@ -37,8 +37,8 @@ inline void set_experts(const char* op, Int8GroupedMatmul& p, EpilogueArgs& args
 inline const void* per_expert(const char* op, EpilogueArgs& args, const char* name, const Tensor& value,
                               const char* b_name, const Tensor& b) {
   check_device(op, name, value, b_name, b);
-  STD_TORCH_CHECK(value.dim() == 2 && value.size(0) == b.size(0) && value.size(1) == b.size(1), op, ": expected ",
-                  name, " to have shape [", b.size(0), ", ", b.size(1), "], got ", shape_name(value.sizes()));
+  STD_TORCH_CHECK(value.dim() == 2 && value.size(0) == b.size(0) && value.size(1) == b.size(1), op, ": expected ", name,
+                  " to have shape [", b.size(0), ", ", b.size(1), "], got ", shape_name(value.sizes()));
   return args.hold(value);
 }
 
