@@ -22,7 +22,7 @@ CONFIGS: dict[int, list[Config]] = {
     64: [_config(64, 64, 4, 4)],
     8192: [_config(128, 128, 8, 4), _config(64, 128, 8, 4)],
 }
-UNALIGNED = _config(32, 64, 4, 1)  # as in int8_matmul
+UNALIGNED = _config(32, 64, 8, 1)  # read byte by byte, as in int8_matmul
 
 
 def configs_for(M: int, aligned: bool) -> list[Config]:

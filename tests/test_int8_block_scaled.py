@@ -55,6 +55,18 @@ def test_against_float64(backend: str, shape: tuple[int, int, int], out_dtype: t
     assert_within_roundings(got, truth, 3 + len(blocks) / 4, magnitude + lanes)
 
 
+def test_every_triton_configuration() -> None:
+    from pykernels.kernels import _tuning
+    from pykernels.kernels import int8_block_scaled_matmul as module
+
+    for config in [c for configs in module.CONFIGS.values() for c in configs] + [module.UNALIGNED]:
+        given = operands(config["BLOCK_M"] + 1, config["BLOCK_N"] + 65, 144)
+        with use("triton"), _tuning.force_config(config):
+            got = F.int8_block_scaled_matmul(*given)
+        with use("reference"):
+            torch.testing.assert_close(got, F.int8_block_scaled_matmul(*given), rtol=1e-5, atol=1e-3)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_operands_may_be_strided(backend: str) -> None:
     a, b, a_scale, b_scale = operands(40, 150, 400)
@@ -86,10 +98,9 @@ def test_linear_is_quantise_then_multiply(backend: str, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "triton"])
 def test_outliers_cost_less_than_with_a_scale_for_each_row(backend: str) -> None:
-    """A few channels a hundred times the others, as language models have them, and a row of the weight likewise."""
+    """A few channels a hundred times the others, as the activations of language models have them."""
     x, weight = torch.randn(64, 1024, device=DEVICE), torch.randn(256, 1024, device=DEVICE) / 32
     x[:, [3, 500]] *= 100
-    weight[:, 77] *= 20
     truth = x.double() @ weight.double().t()
 
     def error(y: torch.Tensor) -> float:
@@ -98,7 +109,7 @@ def test_outliers_cost_less_than_with_a_scale_for_each_row(backend: str) -> None
     with use(backend):
         blocks = error(F.int8_block_scaled_linear(x, F.quantize_blockwise(weight, (128, 128))))
         rows = error(F.int8_linear(x, F.quantize_rowwise(weight)))
-    assert blocks < 0.75 * rows, (blocks, rows)
+    assert blocks < 0.5 * rows, (blocks, rows)
 
 
 def test_gradient_is_that_of_the_dequantised_layer() -> None:
