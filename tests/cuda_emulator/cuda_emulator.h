@@ -342,8 +342,8 @@ T warp_sum(T v) {
 
 template <typename T>
 T warp_scan(T v) {
-  return emulator::warp_collective<T, T>(
-      "shfl.up", v, [](const T(&in)[32], T(&out)[32]) { std::partial_sum(in, in + 32, out); });
+  return emulator::warp_collective<T, T>("shfl.up", v,
+                                         [](const T(&in)[32], T(&out)[32]) { std::partial_sum(in, in + 32, out); });
 }
 
 inline unsigned char* shared_memory() { return emulator::shared; }
