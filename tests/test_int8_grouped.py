@@ -33,6 +33,9 @@ LARGE = [
 ]
 CASES = [(backend, group) for backend in BACKENDS for group in GROUPS + (LARGE if backend != "triton" else [])]
 
+# The interpreter takes its time: every third group where the epilogue is what is tried.
+FUSED = [case for number, case in enumerate(CASES) if case[0] != "triton" or number % 3 == 0]
+
 
 def codes(*shape: int) -> torch.Tensor:
     return torch.randint(-128, 128, shape, dtype=torch.int8, device=DEVICE)
@@ -68,7 +71,7 @@ def test_accumulators_are_exact(backend: str, group: tuple) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
-@pytest.mark.parametrize(("backend", "group"), CASES, ids=str)
+@pytest.mark.parametrize(("backend", "group"), FUSED, ids=str)
 def test_equal_to_a_product_for_each_expert(backend: str, group: tuple, activation: str | None) -> None:
     counts, beyond, n, k = group
     rows = sum(counts) + beyond
@@ -93,7 +96,7 @@ def test_equal_to_a_product_for_each_expert(backend: str, group: tuple, activati
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize(("backend", "group"), CASES, ids=str)
+@pytest.mark.parametrize(("backend", "group"), FUSED, ids=str)
 def test_linear_is_quantise_then_multiply(backend: str, group: tuple, dtype: torch.dtype) -> None:
     counts, beyond, n, k = group
     x = torch.randn(sum(counts) + beyond, k, device=DEVICE).to(dtype)
