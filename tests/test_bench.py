@@ -71,6 +71,8 @@ def test_measure_interleaves_and_rotates():
 WORK = [
     ("int8_linear", (3, 5, 7), (2 * 105, 3 * 7 * 4 + 5 * 7 + 5 * 4 + 3 * 5 * 4)),
     ("int8_llama", (3, 5, 7), (2 * 105, 2 * 21 + 35 + 4 * 5 + 2 * 15)),
+    ("int8_block_scaled_linear", (3, 5, 130), (2 * 1950, 3 * 130 * 4 + 5 * 130 + 4 * 2 + 60)),
+    ("int8_grouped_linear", (3, 5, 7), (2 * 105, 3 * 7 * 4 + 2 * (35 + 20) + 60)),  # two experts have rows
     ("int8_matmul", (3, 5, 7), (2 * 105, 21 + 35 + 4 * 8 + 60)),
     ("int8_weight_only_linear", (3, 5, 7), (2 * 105, 42 + 35 + 20 + 30)),
     ("int8_training_linear", (3, 5, 7), (6 * 105, 2 * (21 + 35) + 2 * 15 + 2 * (15 + 21 + 35))),
