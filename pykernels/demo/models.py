@@ -163,8 +163,9 @@ def load_language_model(device: torch.device | str = "cpu") -> LanguageModel:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # The file was 4-bit; what is in memory is float32, and may be saved and trained.
-    if getattr(model, "hf_quantizer", None) is not None:
-        model.hf_quantizer.remove_quantization_config(model)
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return LanguageModel(model.eval().to(device), tokenizer)
