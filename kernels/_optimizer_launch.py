@@ -95,7 +95,7 @@ def call_of(
             )
         )
         programs.append(-(-rows * per_row // (group * TILES)))
-        divisible = columns % 16 == 0 and each % 16 == 0 and start % 8 == 0 and (rows == 1 or row_stride % 8 == 0)
+        divisible = columns % 16 == 0 and each % 16 == 0
         aligned.append(divisible and all(a % 16 == 0 for a in (p.data_ptr(), grads[i].data_ptr(), extra, *kept)))
     doubles = torch.tensor([beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, weight_decay], dtype=torch.float64)
     numbers = (_int64(seed), *doubles.view(torch.int64).tolist())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._common import INF_BITS, abs_bits, narrow, philox
+from ._common import INF_BITS, abs_bits, narrow
 from ._tensor_table import pointer
 
 NEAREST, STOCHASTIC, KAHAN, SPLIT_MASTER = (tl.constexpr(i) for i in range(4))
@@ -39,28 +39,17 @@ def dither_bits(index, step, stream, seed):
 
 
 @triton.jit
-def random_bits(start, step, stream, seed, BLOCK: tl.constexpr, EIGHTS: tl.constexpr):
-    """16 random bits (uint32 [GROUP, BLOCK]) of the elements start [GROUP] + 0 .. BLOCK - 1.
+def _mix(x, key):
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) ^ key
+    return (x ^ (x >> 15)) * 0x846CA68B
 
-    EIGHTS (every start is a multiple of 8) computes each Philox block once instead of once per element.
-    """
-    if EIGHTS:
-        block = (start >> 3)[:, None] + tl.arange(0, BLOCK // 8)[None, :]
-    else:
-        index = start[:, None] + tl.arange(0, BLOCK)[None, :]
-        block = index >> 3
-    low, high = block.to(tl.uint32), (block >> 32).to(tl.uint32)
-    zero = tl.zeros_like(low)
-    r0, r1, r2, r3 = philox(seed, low, high, zero + stream.to(tl.uint32), zero + step.to(tl.uint32))
-    if EIGHTS:
-        even = tl.join(tl.join(r0 & 0xFFFF, r2 & 0xFFFF), tl.join(r1 & 0xFFFF, r3 & 0xFFFF))
-        odd = tl.join(tl.join(r0 >> 16, r2 >> 16), tl.join(r1 >> 16, r3 >> 16))
-        bits = tl.reshape(tl.join(even, odd), (start.shape[0], BLOCK))
-    else:
-        lane = (index & 7).to(tl.int32)
-        word = tl.where(lane < 4, tl.where(lane < 2, r0, r1), tl.where(lane < 6, r2, r3))
-        bits = tl.where((lane & 1) == 0, word & 0xFFFF, word >> 16)
-    return bits
+
+@triton.jit
+def random_bits(dither, step, stream, seed):
+    """16 random bits (uint32) of the elements that have these dither_bits."""
+    base = step.to(tl.uint32) * 0x9E3779B1 + stream.to(tl.uint32) * 0xC2B2AE35 + seed.to(tl.uint32) * 0x27D4EB2F
+    mixed = _mix(base, base ^ base)
+    return _mix(dither, mixed ^ (mixed >> 16)) >> 16
 
 
 @triton.jit

@@ -11,7 +11,7 @@ COMMANDS = {
         "train a small language model with several recipes; losses, memory and speed compared",
     ),
     "bench": ("pykernels.bench", "measure operations against their peers on this machine"),
-    "plan": ("pykernels.distributed.plan", "memory a rank needs under each ZeRO stage, width of state and rounding"),
+    "plan": ("pykernels._plan", "will a model fit, what to switch on first, and the code; or memory by ZeRO stage"),
     "quantize": ("pykernels.quantization.checkpoint", "quantise a safetensors file in bounded memory"),
 }
 

@@ -125,14 +125,21 @@ def test_cold_weights_exceed_the_cache():
 
 
 def test_the_ceiling_of_a_row_is_the_one_that_binds_it():
-    ceilings = {"int8": 100e12, "read": 10e9}
-    row = Row("op", "forward", "pykernels", "1x1", "", "cold", 1.0, 4.0, 5.0, 200_000_000, 10_000, "read")
+    ceilings = {"int8": 100e12, "float32": 25e12, "read": 10e9}
+    row = Row("int8_op", "forward", "pykernels", "1x1", "", "cold", 1.0, 4.0, 5.0, 200_000_000, 10_000, "read")
     assert row.against(ceilings).ceiling == "int8" and row.against(ceilings).ceiling_percent == pytest.approx(50)
     row = dataclasses.replace(row, bytes=30_000)
     assert row.against(ceilings).ceiling == "read" and row.against(ceilings).ceiling_percent == pytest.approx(75)
     warm = dataclasses.replace(row, traffic="")
     assert warm.against(ceilings).ceiling == "int8", "warm weights come out of a cache, not from memory"
     assert row.against({}).ceiling_percent is None
+    single = dataclasses.replace(warm, op="op", dtype="float32", operations=50_000_000)
+    assert single.against(ceilings).ceiling == "float32" and single.against(ceilings).ceiling_percent == pytest.approx(
+        50
+    )
+    assert dataclasses.replace(single, dtype="float16").against(ceilings).ceiling == "", (
+        "no such arithmetic was measured"
+    )
 
 
 def test_merging_takes_whole_cells_and_the_higher_ceilings():
@@ -340,7 +347,7 @@ def test_a_run_end_to_end(tmp_path, monkeypatch, capsys):
     rows = read_csv(path)
     ours = next(row for row in rows if row.ours)
     assert ours.measured and ours.p20_us <= ours.p50_us <= ours.p80_us and ours.commit and ours.versions
-    assert {row.variant for row in rows if row.op == "ceiling"} == {"int8", "read", "copy"}
+    assert {row.variant for row in rows if row.op == "ceiling"} == {"int8", "float32", "read", "copy"}
     assert math.isfinite(ours.ceiling_percent)
     assert "quantize_rowwise" in capsys.readouterr().out
     monkeypatch.setattr(ceilings, "_native_library", lambda: None)

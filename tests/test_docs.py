@@ -93,6 +93,17 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
+def test_the_gallery_shows_the_committed_results() -> None:
+    from pykernels.bench.gallery import render
+
+    page = render(ROOT / "benchmarks" / "results", ROOT / "docs" / "plots")
+    assert page == (ROOT / "docs" / "gallery.md").read_text(), "the results have changed: make gallery"
+    for path in (ROOT / "benchmarks" / "results").glob("*.csv"):
+        assert f"benchmarks/results/{path.name}" in page
+    for path in (ROOT / "docs" / "plots").glob("*.png"):
+        assert f"](plots/{path.name})" in page, f"{path.name} belongs to no CSV"
+
+
 def demo_table(model: str, columns: dict[str, tuple[str, str]]) -> str:
     """The Markdown table of one model's rows in benchmarks/results/accuracy-cpu.csv."""
     with (ROOT / "benchmarks" / "results" / "accuracy-cpu.csv").open() as file:

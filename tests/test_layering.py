@@ -1,4 +1,4 @@
-"""Imports flow one way: nn, quantization -> functional -> ops -> {kernels, the compiled library}."""
+"""Imports flow one way: integrations -> nn, quantization -> functional -> ops -> {kernels, the compiled library}."""
 
 import ast
 from pathlib import Path
@@ -13,15 +13,17 @@ ALLOWED = {
     "ops": {"_library", "ops"},
     "functional": {"ops", "quantization.config"},
     "nn": {"functional", "nn", "quantization.config", "ops"},
-    "memory": {"functional", "memory", "nn"},
+    "memory": {"_host", "_library", "functional", "memory", "nn", "ops", "optim", "quantization"},
     "optim": {"_library", "functional", "ops", "optim"},
     "distributed": {"distributed", "functional", "ops", "optim"},
     "quantization": {"functional", "nn", "quantization", "_library"},
+    "integrations": {"functional", "integrations", "memory", "nn", "quantization"},
     "demo": {"demo", "quantization", "nn", "functional", "_library", "_info", ""},
     "bench": {"bench", "optim", "quantization", "nn", "functional", "ops", "_library", "_info", ""},
     "train": {"train", "bench", "distributed", "optim", "quantization", "nn"},
     "_info": {"_host", "_library", ""},
-    "__main__": {"_info", "demo", "bench", "distributed", "quantization", "train"},
+    "_plan": {"distributed", "memory", "nn", ""},
+    "__main__": {"_info", "_plan", "demo", "bench", "quantization", "train"},
     "__init__": {"_library", "distributed", "ops", "functional", "memory", "nn", "optim", "quantization"},
 }
 

@@ -84,7 +84,7 @@ def test_split_master_is_float32_training(name: str) -> None:
             b.step()
             for p, q in zip(high, low, strict=True):
                 upper = q.detach().view(torch.int16).to(torch.int32) << 16
-                bits32 = upper + a.state[q]["master_low"].to(torch.int32)
+                bits32 = upper + a.state[q]["master_low"].view(torch.int16).squeeze(-1).to(torch.int32)
                 assert torch.equal(bits32.view(torch.float32), p.detach())
 
 

@@ -41,6 +41,26 @@ def test_arguments(cls: type, kwargs: dict, words: str) -> None:
     assert len(optimizer.param_groups) == 1
 
 
+def test_lamb_has_one_max_grad_norm() -> None:
+    """Groups that differ in it are refused as they are added, and in the step where one was changed since."""
+    first, second = (torch.ones(4, requires_grad=True) for _ in range(2))
+    words = r"LAMB: expected max_grad_norm of group 1 to be 1.0 as of group 0.*, got 2.0"
+    with pytest.raises(ValueError, match=words):
+        optim.LAMB([{"params": [first]}, {"params": [second], "max_grad_norm": 2.0}], max_grad_norm=1.0)
+    optimizer = optim.LAMB([{"params": [first]}], max_grad_norm=1.0)
+    with pytest.raises(ValueError, match=words):
+        optimizer.add_param_group({"params": [second], "max_grad_norm": 2.0})
+    optimizer.add_param_group({"params": [second], "max_grad_norm": 1.0})
+    first.grad, second.grad = torch.ones(4), torch.ones(4)
+    optimizer.step()
+    before = snapshot(optimizer)
+    optimizer.param_groups[1]["max_grad_norm"] = 2.0
+    with pytest.raises(ValueError, match=words):
+        optimizer.step()
+    optimizer.param_groups[1]["max_grad_norm"] = 1.0
+    assert equal(before, snapshot(optimizer))
+
+
 PARAMETERS = [
     (torch.zeros(4, dtype=torch.int32), {}, "torch.int32"),
     (torch.zeros(4, dtype=torch.complex64), {}, "torch.complex64"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pykernels.ops import _optimizer_reference as rules
-from pykernels.ops._optimizer_codes import as_rows
+from pykernels.ops._optimizer_codes import as_rows, random_bits
 from tests.matrix import DEVICE, ISAS, use
 from tests.optimizer_problems import NUMBERS, STATE_KINDS, Problem, assert_same_bits, problem
 
@@ -147,6 +147,29 @@ def test_gradients_that_are_not_finite(rounding: int, state: str) -> None:
     wanted = compare(start)[-1]
     assert any(torch.isnan(p).any() for p in wanted.params)
     assert not any(torch.isinf(p).any() for p in wanted.params)
+
+
+def test_random_bits_of_parameters() -> None:
+    """Their mean, each bit's, and correlations along indices, steps, streams and seeds, within 5 standard errors."""
+    n, where = 1 << 18, torch.arange(1 << 18) + 12345
+    base = random_bits(where, 7, 3, 11)
+    assert base.min() >= 0 and base.max() < 1 << 16
+    fields = [base] + [random_bits(where, *key) for key in ((8, 3, 11), (1007, 3, 11), (7, 4, 11), (7, 3, 12))]
+    centred = [(field.double() + 0.5) / 65536 - 0.5 for field in fields]
+    bound = 5 / n**0.5
+    for field, values in zip(fields, centred, strict=True):
+        assert abs(values.mean()) < bound / 12**0.5
+        for bit in range(16):
+            assert abs((field >> bit & 1).double().mean() - 0.5) < bound / 2
+        counts = torch.bincount(field >> 8, minlength=256).double()
+        assert (counts - n / 256).square().sum() / (n / 256) < 255 + 5 * 510**0.5
+    for lag in (1, 2, 3, 7, 8, 16, 64, 255, 256, 1000, 4096):
+        assert abs((centred[0][lag:] * centred[0][:-lag]).mean() * 12) < bound * 1.1
+    for other in centred[1:]:
+        assert abs((centred[0] * other).mean() * 12) < bound
+    along = torch.stack([random_bits(where[:64], step, 3, 11) for step in range(4096)]).double() / 65536 - 0.5
+    for lag in (1, 2, 5, 100):
+        assert abs((along[lag:] * along[:-lag]).mean() * 12) < bound * 1.1
 
 
 @pytest.mark.parametrize("algorithm", list(NUMBERS))

@@ -24,6 +24,21 @@ int64_t int8_portable(int64_t iterations) {
   return iterations * kLanes * 2;
 }
 
+int64_t float32_portable(int64_t iterations) {
+  constexpr int kLanes = 64;
+  float acc[kLanes];
+  for (int j = 0; j < kLanes; ++j) acc[j] = static_cast<float>(j);
+  float a = 0.5f, b = 0.25f;
+  for (int64_t i = 0; i < iterations; ++i) {
+    asm volatile("" : "+m"(a), "+m"(b));
+    for (int j = 0; j < kLanes; ++j) acc[j] = acc[j] * a + b;
+  }
+  float total = 0;
+  for (float v : acc) total += v;
+  sink = static_cast<int32_t>(total);
+  return iterations * kLanes * 2;
+}
+
 uint64_t read_portable(const void* data, int64_t bytes) {
   const char* p = static_cast<const char*>(data);
   uint64_t acc[8] = {};
@@ -65,6 +80,24 @@ const char* pykernels_ceiling_int8_name() {
   if (pykernels::cpu::isa() == Isa::avx2) return "vpmaddwd ymm";
 #endif
   return "portable int8";
+}
+
+int64_t pykernels_ceiling_float32(int64_t iterations) {
+#if defined(__x86_64__)
+  using pykernels::cpu::Isa;
+  if (pykernels::cpu::isa() == Isa::avx512_vnni) return pykernels::cpu::ceiling_float32_avx512(iterations);
+  if (pykernels::cpu::isa() == Isa::avx2) return pykernels::cpu::ceiling_float32_avx2(iterations);
+#endif
+  return float32_portable(iterations);
+}
+
+const char* pykernels_ceiling_float32_name() {
+#if defined(__x86_64__)
+  using pykernels::cpu::Isa;
+  if (pykernels::cpu::isa() == Isa::avx512_vnni) return "vfmadd zmm";
+  if (pykernels::cpu::isa() == Isa::avx2) return "vfmadd ymm";
+#endif
+  return "portable float32";
 }
 
 uint64_t pykernels_ceiling_read(const void* data, int64_t bytes) {

@@ -9,6 +9,10 @@ namespace pykernels::cpu {
 int64_t ceiling_int8_avx512(int64_t iterations);
 int64_t ceiling_int8_avx2(int64_t iterations);
 
+// The same with fused float32 multiply-adds.
+int64_t ceiling_float32_avx512(int64_t iterations);
+int64_t ceiling_float32_avx2(int64_t iterations);
+
 // Reads every byte once and returns a value that depends on all of them.
 uint64_t ceiling_read_avx512(const void* data, int64_t bytes);
 uint64_t ceiling_read_avx2(const void* data, int64_t bytes);
@@ -18,6 +22,8 @@ uint64_t ceiling_read_avx2(const void* data, int64_t bytes);
 extern "C" {
 __attribute__((visibility("default"))) int64_t pykernels_ceiling_int8(int64_t iterations);
 __attribute__((visibility("default"))) const char* pykernels_ceiling_int8_name();
+__attribute__((visibility("default"))) int64_t pykernels_ceiling_float32(int64_t iterations);
+__attribute__((visibility("default"))) const char* pykernels_ceiling_float32_name();
 __attribute__((visibility("default"))) uint64_t pykernels_ceiling_read(const void* data, int64_t bytes);
 // Reads some arrays and reads and writes others, side by side as an update does: a plain loop in the compiler's own
 // instructions. Returns a value that depends on all of them.

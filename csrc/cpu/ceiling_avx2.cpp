@@ -28,6 +28,22 @@ int64_t ceiling_int8_avx2(int64_t iterations) {
   return iterations * kAccumulators * 16 * 2;
 }
 
+int64_t ceiling_float32_avx2(int64_t iterations) {
+  constexpr int kAccumulators = 12;
+  __m256 acc[kAccumulators];
+#pragma GCC unroll 12
+  for (int j = 0; j < kAccumulators; ++j) acc[j] = _mm256_set1_ps(static_cast<float>(j));
+  __m256 a = _mm256_set1_ps(0.5f), b = _mm256_set1_ps(0.25f);
+  for (int64_t i = 0; i < iterations; ++i) {
+    asm volatile("" : "+x"(a), "+x"(b));
+#pragma GCC unroll 12
+    for (int j = 0; j < kAccumulators; ++j) acc[j] = _mm256_fmadd_ps(acc[j], a, b);
+  }
+#pragma GCC unroll 12
+  for (int j = 0; j < kAccumulators; ++j) asm volatile("" : : "x"(acc[j]));
+  return iterations * kAccumulators * 8 * 2;
+}
+
 uint64_t ceiling_read_avx2(const void* data, int64_t bytes) {
   const char* p = static_cast<const char*>(data);
   __m256i acc[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};

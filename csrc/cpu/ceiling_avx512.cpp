@@ -24,6 +24,22 @@ int64_t ceiling_int8_avx512(int64_t iterations) {
   return iterations * kAccumulators * 64 * 2;
 }
 
+int64_t ceiling_float32_avx512(int64_t iterations) {
+  constexpr int kAccumulators = 24;
+  __m512 acc[kAccumulators];
+#pragma GCC unroll 24
+  for (int j = 0; j < kAccumulators; ++j) acc[j] = _mm512_set1_ps(static_cast<float>(j));
+  __m512 a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(0.25f);
+  for (int64_t i = 0; i < iterations; ++i) {
+    asm volatile("" : "+v"(a), "+v"(b));
+#pragma GCC unroll 24
+    for (int j = 0; j < kAccumulators; ++j) acc[j] = _mm512_fmadd_ps(acc[j], a, b);
+  }
+#pragma GCC unroll 24
+  for (int j = 0; j < kAccumulators; ++j) asm volatile("" : : "v"(acc[j]));
+  return iterations * kAccumulators * 16 * 2;
+}
+
 uint64_t ceiling_read_avx512(const void* data, int64_t bytes) {
   const char* p = static_cast<const char*>(data);
   __m512i acc[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};

@@ -20,12 +20,12 @@ const OptimizerKernels& kernels() {
   return kOptimizerPortable;
 }
 
-// A float32 block of each state, where states are codes.
+// float32 blocks of each state, where states are codes.
 float* scratch_of(const OptimizerRule& rule) {
   static thread_local Scratch scratch;
   if (rule.state != StateKind::codes) return nullptr;
   return reinterpret_cast<float*>(
-      scratch.get(rule.slots * optimizer_scratch(rule) * static_cast<int64_t>(sizeof(float))));
+      scratch.get(kScratchBlocks * rule.slots * optimizer_scratch(rule) * static_cast<int64_t>(sizeof(float))));
 }
 
 }  // namespace

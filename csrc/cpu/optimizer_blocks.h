@@ -2,6 +2,7 @@
 // lie; every other pair, and what rounding took away, goes through short float32 buffers.
 #pragma once
 
+#include "optimizer_adam_codes.h"
 #include "optimizer_codes.h"
 #include "tensor_norms.h"
 
@@ -133,11 +134,11 @@ inline void piece(const OptimizerRule& rule, const OptimizerTensor& tensor, int6
                   const Step& step, States& states, int64_t from) {
   const bool rounded = rule.rounding == Rounding::kahan || rule.rounding == Rounding::split_master;
   if (!rounded && rule.param_dtype == DType::bf16 && rule.grad_dtype == DType::bf16) {
-    alignas(64) uint16_t buffer[kRandomBuffer];
+    alignas(64) uint16_t random[kPiece];
     const bool stochastic = Step::kKeep && rule.rounding == Rounding::stochastic;
-    const uint16_t* random = stochastic ? random_bits<S>(rule, tensor, index, n, buffer) : nullptr;
+    if (stochastic) random_bits<S>(rule, tensor, index, n, random);
     return step(static_cast<bf16*>(tensor.param) + offset, static_cast<const bf16*>(tensor.grad) + offset, states, from,
-                n, random);
+                n, stochastic ? random : nullptr);
   }
   alignas(64) float p_buffer[kPiece], g_buffer[kPiece];
   float* p = read_param<S>(rule, tensor, offset, n, p_buffer);
@@ -184,7 +185,10 @@ void each_block(const OptimizerRule& rule, const OptimizerTensor& tensor, int64_
 template <class S, Algorithm A>
 void update_blocks(const OptimizerRule& rule, const OptimizerTensor& tensor, int64_t begin, int64_t end,
                    float* scratch) {
-  each_block<S, A>(rule, tensor, begin, end, scratch, Update<S, A>{Rule<S>(rule, tensor)});
+  const Rule<S> r(rule, tensor);
+  if constexpr (A == Algorithm::adam)
+    if (is_adam_codes<S>(rule, r)) return update_adam_codes<S>(rule, tensor, begin, end, scratch, r);
+  each_block<S, A>(rule, tensor, begin, end, scratch, Update<S, A>{r});
 }
 
 template <class S, Algorithm A>

@@ -15,16 +15,22 @@ inline uint32_t dither_base(const OptimizerTensor& tensor, uint64_t seed, int64_
          static_cast<uint32_t>(index) * 0x85EBCA6Bu;
 }
 
+// The multiples of the Weyl sequence that a vector's elements add.
+struct WeylLanes {
+  alignas(64) int32_t lane[16];
+  constexpr WeylLanes() : lane() {
+    for (int j = 0; j < 16; ++j) lane[j] = static_cast<int32_t>(static_cast<uint32_t>(j) * 0x85EBCA6Bu);
+  }
+};
+inline constexpr WeylLanes kWeyl;
+
 template <class S>
 struct Dither {
   typename S::I word;
 
-  Dither(const OptimizerTensor& tensor, uint64_t seed, int64_t index) {
-    int32_t lanes[S::kWidth];
-    const uint32_t base = dither_base(tensor, seed, index);
-    for (int j = 0; j < S::kWidth; ++j) lanes[j] = static_cast<int32_t>(base + static_cast<uint32_t>(j) * 0x85EBCA6Bu);
-    word = S::load(lanes);
-  }
+  Dither() = default;
+  Dither(const OptimizerTensor& tensor, uint64_t seed, int64_t index)
+      : word(S::add(S::load(kWeyl.lane), S::set1(static_cast<int32_t>(dither_base(tensor, seed, index))))) {}
   // Those of the next vector of elements.
   typename S::I next() {
     const typename S::I current = word;
@@ -34,6 +40,24 @@ struct Dither {
   // Their upper 24 bits as a whole number.
   typename S::F next_float() { return S::to_float(S::template shift_right<8>(next())); }
 };
+
+// What tells the random bits of two steps, tensors or seeds apart (_optimizer_codes.random_key).
+inline uint32_t param_key(const OptimizerTensor& tensor, uint64_t seed) {
+  uint32_t x = dither_base(tensor, seed, 0);
+  x = (x ^ x >> 16) * 0x7FEB352Du;
+  x = (x ^ x >> 15) * 0x846CA68Bu;
+  return x ^ x >> 16;
+}
+
+// 16 random bits for the rounding of parameters, from the words of their dither (_optimizer_codes.random_bits).
+template <class S>
+inline typename S::I param_bits(typename S::I word, typename S::I key) {
+  using I = typename S::I;
+  I x = S::mul(S::bit_xor(word, S::template shift_right<16>(word)), S::set1(0x7FEB352D));
+  x = S::bit_xor(x, key);
+  x = S::mul(S::bit_xor(x, S::template shift_right<15>(x)), S::set1(static_cast<int32_t>(0x846CA68Bu)));
+  return S::template shift_right<16>(x);
+}
 
 // Calls vector(k) for each whole vector of n elements, then part(k, rest).
 template <class S, class Vector, class Part>
@@ -100,21 +124,12 @@ inline typename S::I round_stochastic(typename S::F v, typename S::I bits) {
   return S::template shift_right<16>(S::add(S::bits(S::number_or(v, quiet)), bits));
 }
 
-// 16 bits of each of n elements; the result points into the buffer.
-constexpr int kRandomBuffer = kPiece + 2 * 64;
-
+// 16 bits of each of n elements, at most kPiece.
 template <class S>
-const uint16_t* random_bits(const OptimizerRule& rule, const OptimizerTensor& tensor, int64_t index, int n,
-                            uint16_t* buffer) {
-  const PhiloxKey key{rule.seed, tensor.stream, tensor.step};
-  const int skip = static_cast<int>(index & 7);
-  uint16_t* out = buffer;
-  for (int64_t counter = index >> 3; out < buffer + skip + n; counter += S::kUniforms / 4) {
-    typename S::I words[S::kUniforms / S::kWidth];
-    S::random_words(counter, key, words);
-    for (const auto& word : words) S::store(reinterpret_cast<int32_t*>(out), word), out += 2 * S::kWidth;
-  }
-  return buffer + skip;
+void random_bits(const OptimizerRule& rule, const OptimizerTensor& tensor, int64_t index, int n, uint16_t* out) {
+  const auto key = S::set1(static_cast<int32_t>(param_key(tensor, rule.seed)));
+  Dither<S> dither(tensor, rule.seed, index);
+  for (int k = 0; k < n; k += S::kWidth) S::store_u16(out + k, param_bits<S>(dither.next(), key));
 }
 
 // The parameter in float32 with what its rounding took away; where it is plain float32, where it lies.
@@ -171,8 +186,8 @@ void write_param(const OptimizerRule& rule, const OptimizerTensor& tensor, int64
       store_16<S>(low + k, S::bit_and(raw, S::set1(0xffff)), rest);
     }
   } else if (rule.rounding == Rounding::stochastic && rule.param_dtype == DType::bf16) {
-    alignas(64) uint16_t buffer[kRandomBuffer];
-    const uint16_t* random = random_bits<S>(rule, tensor, index, n, buffer);
+    alignas(64) uint16_t random[kPiece];
+    random_bits<S>(rule, tensor, index, n, random);
     uint16_t* out = static_cast<uint16_t*>(tensor.param) + offset;
     for (int k = 0; k < n; k += S::kWidth) {
       const auto words = round_stochastic<S>(S::load(value + k), S::load(random + k));

@@ -13,7 +13,9 @@ struct OptimizerKernels {
   void (*scale[3])(void* x, int64_t n, float factor);
 };
 
-// Floats of scratch that each state held in codes needs: a block and a last vector.
+// Floats of scratch that each state held in codes needs for a block: its values and a last vector. Two blocks are in
+// work at once.
+inline constexpr int kScratchBlocks = 2;
 inline int64_t optimizer_scratch(const OptimizerRule& rule) { return rule.block + 16; }
 
 extern const OptimizerKernels kOptimizerPortable;

@@ -164,6 +164,7 @@ struct Avx2 {
   static I min(I a, I b) { return _mm256_min_epi32(a, b); }
   static I mul(I a, I b) { return _mm256_mullo_epi32(a, b); }
   static I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
+  static I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
   template <int n>
   static I shift_left(I v) {
     return _mm256_slli_epi32(v, n);

@@ -154,6 +154,7 @@ struct Avx512 {
   static I min(I a, I b) { return _mm512_min_epi32(a, b); }
   static I mul(I a, I b) { return _mm512_mullo_epi32(a, b); }
   static I bit_and(I a, I b) { return _mm512_and_si512(a, b); }
+  static I bit_xor(I a, I b) { return _mm512_xor_si512(a, b); }
   template <int n>
   static I shift_left(I v) {
     return _mm512_slli_epi32(v, n);

@@ -128,6 +128,7 @@ struct Portable {
   static I min(I a, I b) { return a < b ? a : b; }
   static I mul(I a, I b) { return reinterpret_cast<I>(reinterpret_cast<U>(a) * reinterpret_cast<U>(b)); }
   static I bit_and(I a, I b) { return a & b; }
+  static I bit_xor(I a, I b) { return a ^ b; }
   template <int n>
   static I shift_left(I v) {
     return v << n;

@@ -111,27 +111,17 @@ __device__ __forceinline__ uint32_t dither_base(uint32_t step, uint32_t stream, 
   return step * 0x9e3779b1u + stream * 0xc2b2ae35u + static_cast<uint32_t>(seed) * 0x27d4eb2fu;
 }
 
-// 16 random bits for each of the 8 elements from index on: halves of the words of one Philox block, or of two.
+__device__ __forceinline__ uint32_t mix(uint32_t x, uint32_t key) {
+  x = ((x ^ x >> 16) * 0x7feb352du) ^ key;
+  return (x ^ x >> 15) * 0x846ca68bu;
+}
+
+// 16 random bits for each of the 8 elements from index on: pykernels/ops/_optimizer_codes.py's random_bits.
 __device__ __forceinline__ void random_sixteens(int64_t index, uint32_t step, uint32_t stream, uint64_t seed,
                                                 uint32_t (&out)[kLane]) {
-  uint32_t w[8] = {};
-  const Philox4 here = philox(static_cast<uint64_t>(index) >> 3, stream, seed, step);
+  const uint32_t base = dither_base(step, stream, seed), mixed = mix(base, 0), key = mixed ^ mixed >> 16;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) w[i] = here.word[i];
-  const int shift = static_cast<int>(index & 7);
-  if (shift != 0) {
-    const Philox4 next = philox((static_cast<uint64_t>(index) >> 3) + 1, stream, seed, step);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) w[4 + i] = next.word[i];
-#pragma unroll
-    for (int i = 0; i < 6; ++i) w[i] = shift & 4 ? w[i + 2] : w[i];
-#pragma unroll
-    for (int i = 0; i < 5; ++i) w[i] = shift & 2 ? w[i + 1] : w[i];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) w[i] = shift & 1 ? w[i] >> 16 | w[i + 1] << 16 : w[i];
-  }
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) out[i] = (w[i / 2] >> (16 * (i % 2))) & 0xffffu;
+  for (int i = 0; i < kLane; ++i) out[i] = mix(base + (static_cast<uint32_t>(index) + i) * kWeyl, key) >> 16;
 }
 
 // What codes are multiplied by, and what values are multiplied by to become codes.

@@ -1,8 +1,13 @@
-// pykernels._host: how the compiled libraries were built, and what this CPU can do. No torch in it, and no tensors.
+// pykernels._host: how the compiled libraries were built, what this CPU can do, and the planner's search. No torch in
+// it, and no tensors.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <string>
+#include <tuple>
+
+#include "placement.h"
 
 namespace py = pybind11;
 
@@ -47,10 +52,26 @@ py::dict cpu_features() {
   return features;
 }
 
+using Option = std::tuple<int64_t, int64_t, int64_t, double>;
+
+py::object place_layers(const std::vector<std::vector<Option>>& layers, const std::vector<int64_t>& gradients,
+                        int64_t head, int64_t budget, int64_t unit) {
+  std::vector<std::vector<pykernels::LayerOption>> options(layers.size());
+  for (size_t i = 0; i < layers.size(); i++)
+    for (const auto& [saved, forward, backward, cost] : layers[i])
+      options[i].push_back({saved, forward, backward, cost});
+  const auto found = pykernels::place_layers(options, gradients, head, budget, unit);
+  if (!found) return py::none();
+  return py::make_tuple(found->choices, found->saved, found->cost);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
-  m.doc() = "Build information and CPU features, without torch.";
+  m.doc() = "Build information, CPU features and the planner's search, without torch.";
   m.def("build_info", &build_info, "Compiler, flags, torch version and CUDA architectures of the build.");
+  m.def("place_layers", &place_layers, py::arg("layers"), py::arg("gradients"), py::arg("head"), py::arg("budget"),
+        py::arg("unit") = 1,
+        "(choices, saved bytes, cost) of the cheapest option for each layer within the budget, or None: placement.h.");
   m.def("cpu_features", &cpu_features, "Whether this CPU has each instruction set that the kernels ask for.");
 }

@@ -27,7 +27,9 @@ _BUSY = 0.1  # share of a try that threads may have waited for a core
 
 @dataclass
 class Ceilings:
-    """Rates per second: `int8` in operations, `read` and `copy` in bytes. A missing one is in `absent` with the reason.
+    """Rates per second: `int8`, `float32` and `bfloat16` in operations, `read` and `copy` in bytes.
+
+    A missing one is in `absent` with the reason; bfloat16 is measured on a GPU only, float32 on a CPU only.
 
     A copy counts the bytes read and the bytes written. Each rate is the best median of the run's measurements.
     """
@@ -49,7 +51,7 @@ class CpuCeilings:
         self.found = Ceilings()
         self._library = _native_library()
         if self._library is None:
-            for kind in ("int8", "read"):
+            for kind in ("int8", "float32", "read"):
                 self.found.absent[kind] = "pykernels/_C*.so is not built: run `python setup.py build_ext --inplace`"
         generator = torch.Generator().manual_seed(0)
         self._source = torch.randint(1, 127, (_BYTES,), dtype=torch.int8, generator=generator)
@@ -65,12 +67,12 @@ class CpuCeilings:
 
         with ThreadPoolExecutor(self.threads) as pool:
             if self._library is not None:
-                library, name = self._library, self._library.pykernels_ceiling_int8_name().decode()
-                begin = time.perf_counter()
-                operations = library.pykernels_ceiling_int8(1000)
-                iterations = max(1000, int(1000 * 1e-3 / (time.perf_counter() - begin)))
-                rate = self._rate(pool, lambda _i, _t: library.pykernels_ceiling_int8(iterations))
-                self.found.update("int8", f"{name}, {self.threads} threads", rate * operations * iterations / 1000)
+                library = self._library
+                for kind, loop, name in (
+                    ("int8", library.pykernels_ceiling_int8, library.pykernels_ceiling_int8_name()),
+                    ("float32", library.pykernels_ceiling_float32, library.pykernels_ceiling_float32_name()),
+                ):
+                    self._arithmetic(pool, kind, loop, name.decode())
                 rate = self._rate(pool, lambda i, t: library.pykernels_ceiling_read(source + offset(i, t), piece))
                 self.found.update("read", f"read, {self.threads} threads", rate * piece)
             rate = self._rate(pool, lambda i, t: ctypes.memmove(target + offset(i, t), source + offset(i, t), piece))
@@ -78,6 +80,13 @@ class CpuCeilings:
         samples = Samples()
         CpuTimer().sample(lambda _index: self._target.copy_(self._source), 0, 9, samples)
         self.found.update("copy", "torch copy_", 2 * _BYTES / statistics.median(samples.used))
+
+    def _arithmetic(self, pool: ThreadPoolExecutor, kind: str, loop: Callable[[int], int], name: str) -> None:
+        begin = time.perf_counter()
+        operations = loop(1000)
+        iterations = max(1000, int(1000 * 1e-3 / (time.perf_counter() - begin)))
+        rate = self._rate(pool, lambda _i, _t: loop(iterations))
+        self.found.update(kind, f"{name}, {self.threads} threads", rate * operations * iterations / 1000)
 
     def _rate(self, pool: ThreadPoolExecutor, work: Callable[[int, int], object]) -> float:
         """Pieces of work a second by all threads: the median over tries that no other process disturbed.
@@ -135,7 +144,10 @@ class CudaCeilings:
             ("bfloat16 matmul 8192", lambda: x @ y.t()),
         ]
         for name, product in products:
-            self.found.update("int8", name, 2 * size**3 / self._median(product))
+            rate = 2 * size**3 / self._median(product)
+            self.found.update("int8", name, rate)
+            if name.startswith("bfloat16"):
+                self.found.update("bfloat16", name, rate)
         source = torch.randint(1, 127, (2 << 30,), dtype=torch.int8, device=self._device)
         target = torch.empty_like(source)
         rate = 2 * source.numel() / self._median(lambda: target.copy_(source))
@@ -188,9 +200,10 @@ def _native_library() -> ctypes.CDLL | None:
     if not found:
         return None
     library = ctypes.CDLL(str(found[0]))
-    library.pykernels_ceiling_int8.restype = ctypes.c_int64
-    library.pykernels_ceiling_int8.argtypes = [ctypes.c_int64]
-    library.pykernels_ceiling_int8_name.restype = ctypes.c_char_p
+    for loop in (library.pykernels_ceiling_int8, library.pykernels_ceiling_float32):
+        loop.restype, loop.argtypes = ctypes.c_int64, [ctypes.c_int64]
+    for name in (library.pykernels_ceiling_int8_name, library.pykernels_ceiling_float32_name):
+        name.restype = ctypes.c_char_p
     library.pykernels_ceiling_read.restype = ctypes.c_uint64
     library.pykernels_ceiling_read.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.pykernels_ceiling_update.restype = ctypes.c_uint64

@@ -48,12 +48,20 @@ def parser() -> argparse.ArgumentParser:
         metavar="CSV",
         help="draw from a CSV: this one, or the one --csv writes, or all of benchmarks/results",
     )
+    made.add_argument(
+        "--gallery",
+        type=Path,
+        metavar="PAGE",
+        help="write a Markdown page of all of benchmarks/results, its plots drawn",
+    )
     made.add_argument("--out", type=Path, default=PLOTS, help="folder for the plots (default: docs/plots)")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    if arguments.gallery is not None:
+        return _gallery(arguments.gallery, arguments.out)
     if arguments.plot is not None and arguments.csv is None:
         return _plot(_csvs(arguments.plot), arguments.out, arguments.op)
     if arguments.gpu and not arguments.dry_run and not torch.cuda.is_available():
@@ -124,6 +132,18 @@ def _plot(paths: list[Path], out: Path, ops: list[str]) -> int:
         for figure in draw(path, out, ops):
             print(figure)
     return 0
+
+
+def _gallery(page: Path, plots: Path) -> int:
+    from .gallery import render
+
+    if page.parent.resolve() != plots.parent.resolve():
+        return _fail(f"--gallery: got {page}; accepts a file beside the folder of the plots, {plots}")
+    status = _plot(_csvs(""), plots, [])
+    if status == 0:
+        page.write_text(render(RESULTS, plots))
+        print(page)
+    return status
 
 
 def _describe(cells: list[Cell], cuda: bool) -> int:

@@ -72,7 +72,11 @@ def draw(path: Path, out: Path, ops: Sequence[str] = ()) -> list[Path]:
     measured = [row for row in rows if row.measured]
     out.mkdir(parents=True, exist_ok=True)
     drawings: list[tuple[str, Callable[..., Any], list[Row]]] = [
-        ("roofline", roofline, [row for row in rows if row.op == "ceiling" or (row.ours and row.operations)]),
+        (
+            "roofline",
+            roofline,
+            [row for row in rows if row.op == "ceiling" or (row.ours and row.operations and row.arithmetic == "int8")],
+        ),
         ("int8_linear-ratios", heatmaps, [row for row in measured if row.op == "int8_linear"]),
         ("int8_linear", rates, [row for row in rows if row.op in ("int8_linear", "ceiling")]),
         ("int8_weight_only_linear", rates, [row for row in rows if row.op in ("int8_weight_only_linear", "ceiling")]),
@@ -166,7 +170,7 @@ def roofline(pyplot: Any, rows: list[Row]) -> Any:
         "int8_training_linear": ("D", "#2e7d32"),
     }
     for op in dict.fromkeys(row.op for _, row in points):
-        marker, color = looks.get(op, ("x", "#455a64"))
+        marker, color = looks.get(op, ("P", "#455a64"))
         axes.scatter([], [], s=45, marker=marker, color=color, label=op)
         for quiet in (1, 0):
             chosen = [(x, row) for x, row in points if row.op == op and row.quiet == quiet]

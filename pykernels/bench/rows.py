@@ -54,11 +54,12 @@ class Row:
         """The row with the ceiling that binds it, and how much of it p50 reaches.
 
         Args:
-            ceilings: operations per second as "int8", bytes per second as "read" and "copy".
+            ceilings: operations per second by arithmetic, bytes per second as "read" and "copy".
         """
         if self.p50_us is None:
             return self
-        floors = [(self.operations / ceilings["int8"], "int8")] if self.operations and "int8" in ceilings else []
+        kind = self.arithmetic
+        floors = [(self.operations / ceilings[kind], kind)] if self.operations and kind in ceilings else []
         if self.bytes and self.traffic in ceilings:
             floors.append((self.bytes / ceilings[self.traffic], self.traffic))
         if not floors:
@@ -77,6 +78,11 @@ class Row:
     @property
     def cell(self) -> tuple[str, str, str, str]:
         return self.op, self.variant, self.shape, self.cache
+
+    @property
+    def arithmetic(self) -> str:
+        """Whose rate the operations are held against: int8 for what is quantised, else the dtype."""
+        return "int8" if "int8" in self.op else self.dtype
 
     @property
     def dims(self) -> tuple[int, ...]:

@@ -174,13 +174,15 @@ def _rel_error(output: object, truth: torch.Tensor | None) -> float | None:
 def _against(ceilings: Ceilings, rows: list[Row], stamp: dict[str, Any]) -> list[Row]:
     """The ceilings as rows, then the rows held against them."""
     first = []
-    for kind in ("int8", "read", "copy"):
+    for kind in ("int8", "float32", "bfloat16", "read", "copy"):
         rate = ceilings.rates.get(kind)
+        if rate is None and kind in ("float32", "bfloat16") and kind not in ceilings.absent:
+            continue
         if rate is None:
             reason = ceilings.absent.get(kind, "not measured")
             first.append(Row("ceiling", kind, "", "", "", "", note=f"absent: {reason}", **stamp))
         else:
-            rates: dict[str, Any] = {"tops": rate * 1e-12} if kind == "int8" else {"gbps": rate * 1e-9}
+            rates: dict[str, Any] = {"gbps": rate * 1e-9} if kind in ("read", "copy") else {"tops": rate * 1e-12}
             first.append(Row("ceiling", kind, ceilings.names[kind], "", "", "", **rates, **stamp))
     return first + [row.against(ceilings.rates) for row in rows]
 

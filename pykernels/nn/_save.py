@@ -74,15 +74,27 @@ def plain_linear(*layers: nn.Module) -> bool:
     )
 
 
+class ReadableNorm:
+    """Mixed into a norm that is not of this package: it says what it computes, so that a fused node may read it."""
+
+    def norm_arguments(self, x: Tensor) -> dict[str, Any]:
+        """As the function of this name."""
+        raise NotImplementedError
+
+
 def plain_norm(norm: nn.Module | None) -> bool:
-    """None, or an RMSNorm or LayerNorm of ours that a fused node may read."""
-    return norm is None or is_plain(norm, RMSNorm) or is_plain(norm, LayerNorm)
+    """None, or a norm that a fused node may read: an RMSNorm or LayerNorm of ours, or a ReadableNorm."""
+    if norm is None or is_plain(norm, RMSNorm) or is_plain(norm, LayerNorm):
+        return True
+    return isinstance(norm, ReadableNorm) and untouched(norm)
 
 
 def norm_arguments(norm: nn.Module | None, x: Tensor) -> dict[str, Any]:
     """The norm as keyword arguments of functional.norm_linear and its like."""
     if norm is None:
         return {"norm": None}
+    if isinstance(norm, ReadableNorm):
+        return norm.norm_arguments(x)
     rms = isinstance(norm, RMSNorm)
     eps = norm.eps
     if eps is None:

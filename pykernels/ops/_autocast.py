@@ -8,6 +8,8 @@ def autocast(x: torch.Tensor) -> torch.Tensor:
     if not torch._C._is_any_autocast_enabled():  # 20 times cheaper to ask than the device's own switch
         return x
     device = x.device.type
+    if not torch.amp.is_autocast_available(device):  # meta
+        return x
     if torch.is_autocast_enabled(device) and x.dtype.is_floating_point and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(device))
     return x

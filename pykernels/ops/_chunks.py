@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ._planned import device_type
+
 TILE_BYTES = 32 << 20  # of logits
 # Of logits whose rows are whole. Each chunk of rows passes over the weight and its gradient: 56 MiB take a tenth less
 # time than 32, and leave room below 64 for all else.
@@ -29,7 +31,7 @@ def multiplies_bfloat16() -> bool:
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """What products with x are computed on."""
-    if x.device.type != "cpu" or x.dtype in (torch.float32, torch.float64):
+    if device_type(x) != "cpu" or x.dtype in (torch.float32, torch.float64):
         return x.dtype
     return torch.bfloat16 if x.dtype == torch.bfloat16 and multiplies_bfloat16() else torch.float32
 
@@ -89,7 +91,7 @@ class Tiles:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     """x @ weight.T + bias into out."""
     # MKL's float32 product with a tall transposed matrix is 1.4 times faster in pieces that stay in the cache.
-    columns = weight.shape[0] if x.is_cuda else CACHED_COLUMNS
+    columns = CACHED_COLUMNS if device_type(x) == "cpu" else weight.shape[0]
     for piece in pieces(weight.shape[0], columns):
         if bias is None:
             torch.mm(x, weight[piece].t(), out=out[:, piece])

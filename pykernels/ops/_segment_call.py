@@ -141,7 +141,8 @@ def saved_group(op: str, group_size: int | None, *inputs: Tensor | None) -> int:
 def compute_dtype(op: str, x: Tensor, weights: Sequence[Tensor]) -> torch.dtype:
     """The dtype linear layers compute in: autocast's, or that of x, which the weights then have too."""
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    on = torch._C._is_any_autocast_enabled() and torch.amp.is_autocast_available(device)  # not on meta
+    if on and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     for weight in weights:
         same = f"expected each weight to be {dtype_name(x.dtype)}, as x (or autocast), got {dtype_name(weight.dtype)}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _library
 from ._checks import check, check_device, check_dim, check_dtype, names_argument
+from ._planned import device_type
 from ._segment_call import FLOATS64, refuse_second_backward
 
 NAME = "attention"
@@ -67,10 +68,13 @@ def sum_heads(grad: Tensor, kv_heads: int) -> Tensor:
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> str:
     """Which of PyTorch's kernels takes these tensors, transposed to [B, H, S, D]; its own rules decide on a GPU."""
-    if q.device.type == "cpu":
+    device = device_type(q)
+    if device == "cpu":
         return "cpu"
-    if q.device.type != "cuda":
+    if device != "cuda":
         return "plain"
+    if q.is_meta:
+        return "efficient" if q.dtype == torch.float32 else "flash"
     cuda = torch.backends.cuda
     grouped = q.shape[1] != k.shape[1]
     if q.shape[3] % 8 == 0 and cuda.can_use_flash_attention(cuda.SDPAParams(q, k, v, None, 0.0, causal, grouped)):

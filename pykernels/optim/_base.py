@@ -19,6 +19,7 @@ from ._state import DEFAULTS, Group, StateOptions, new_state, quantised, slots
 from ._trust import ratio_of
 
 Closure = Callable[[], float]
+_MOST_PLANS = 64  # an offloaded optimizer steps bucket by bucket, and a mixture of experts without some of them
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -37,7 +38,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         unknown = set(options) - set(DEFAULTS)
         if unknown:
             raise TypeError(f"{type(self).__name__}: unexpected keyword argument {sorted(unknown)[0]!r}")
-        self._plan: Plan | None = None
+        self._plans: dict[tuple[bool, ...], Plan] = {}  # by which parameters have no gradient
         self._structure: list[tuple[Any, ...]] = []
         common = {"foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None}
         super().__init__(params, {**common, **defaults, **DEFAULTS, **options})
@@ -67,7 +68,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         except Exception:
             del self.param_groups[index]
             raise
-        self._plan = None
+        self._plans.clear()
 
     @torch.no_grad()
     def init_states(self) -> None:
@@ -88,13 +89,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        grads = None
-        if self._plan is not None and self._structure == self._structure_now():
-            grads = self._plan.gather(self.state)
+        plan, grads = self._planned()
         if grads is None:
-            grads = self._make_plan()
-        plan = self._plan
-        if grads is None or plan is None:
             return loss
         if plan.on_accelerator:
             self._accelerator_graph_capture_health_check()
@@ -118,9 +114,23 @@ class FusedOptimizer(torch.optim.Optimizer):
         keys = ("state_bits", "rounding", "block_size", "min_8bit_size", "capturable")
         return [(self.flags(group), len(group["params"]), *(group[key] for key in keys)) for group in self.param_groups]
 
-    def _make_plan(self) -> list[list[Tensor]] | None:
+    def _planned(self) -> tuple[Plan, list[list[Tensor]] | None]:
+        """The plan for the parameters that have gradients now, and these; None in place of them is no step."""
+        if self._structure != self._structure_now():
+            self._plans.clear()
+        missing = tuple(p.grad is None for group in self.param_groups for p in group["params"])
+        plan = self._plans.get(missing)
+        grads = None if plan is None else plan.gather(self.state)
+        if plan is not None and grads is not None:
+            return plan, grads
+        if plan is not None or len(self._plans) >= _MOST_PLANS:
+            self._plans.clear()  # what made one stale made all of them so
+        plan, grads = self._make_plan()
+        self._plans[missing] = plan
+        return plan, grads
+
+    def _make_plan(self) -> tuple[Plan, list[list[Tensor]] | None]:
         """Checks everything by name, makes the state that is missing, fills the buckets and gathers the gradients."""
-        self._plan = None
         self._check_gradients()
         fresh = not self.state and all(_is_zero(group["lr"]) for group in self.param_groups)
         buckets: dict[tuple[Any, ...], Bucket] = {}
@@ -147,9 +157,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         grads = plan.gather(self.state)
         if grads is None:
             raise RuntimeError(f"{type(self).__name__}: parameters changed while they were looked at")
-        self._plan = plan
         # A checkpoint's dry run: a step of a fresh optimizer with lr 0 and gradients 0, made for the state alone.
-        return None if fresh and not _any_nonzero(plan, grads) else grads
+        return plan, None if fresh and not _any_nonzero(plan, grads) else grads
 
     def _check_gradients(self) -> None:
         for index, group in enumerate(self.param_groups):
@@ -175,11 +184,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         Tensors are copied, but those that are this optimizer's own already.
         """
         load(self, state_dict)
-        self._plan = None
+        self._plans.clear()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plan = None
+        self._plans = {}
         self._structure = []
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _shard
-from ._state import SCALE, STEP, Group, quantised
+from ._state import MASTER_LOW, SCALE, STEP, Group, as_bytes, quantised
 
 Order = tuple[int, ...]
 
@@ -39,10 +39,15 @@ def arrange(state: dict[str, Tensor], group: Group, param: Tensor) -> None:
     for key, value in state.items():
         held = _shard.local(value)
         target = None if key.endswith(SCALE) else order
+        if key == MASTER_LOW and target is not None:
+            target = (*target, len(target))
         if key == STEP or (held if target is None else held.permute(target)).is_contiguous():
             continue
         if target is None:
             kept = held.contiguous()
         else:
-            kept = torch.empty_like(param, dtype=held.dtype, memory_format=torch.preserve_format).copy_(held)
+            low = key == MASTER_LOW
+            dtype = torch.int16 if low else held.dtype
+            kept = torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            kept = (as_bytes(kept) if low else kept).copy_(held)
         state[key] = _shard.wrap(kept, param, list(value.shape))

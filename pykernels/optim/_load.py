@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _shard
 from ._arguments import check_group, name_of
-from ._state import STEP, Group, step_device, table
+from ._state import MASTER_LOW, STEP, Group, as_bytes, step_device, table
 
 if TYPE_CHECKING:
     from ._base import FusedOptimizer
@@ -94,6 +94,10 @@ def _check(optimizer: FusedOptimizer, name: str, group: Group, param: Tensor, sa
     """The saved state, each tensor of the kind that this optimizer keeps."""
     what = f"{type(optimizer).__name__}: expected the state of parameter {name} to have"
     wanted = table(group, optimizer.slots(group), param.shape, param.dtype)
+    low = saved.get(MASTER_LOW)
+    if isinstance(low, Tensor) and low.dtype == torch.int16:  # as it was saved before it was pairs of bytes
+        part = as_bytes(_shard.local(low).contiguous())
+        saved = {**saved, MASTER_LOW: _shard.wrap(part, low, [*low.shape, 2])}
     present = {key: value for key, value in saved.items() if isinstance(value, Tensor)}
     if not any(key in present for key in wanted) and (wanted or STEP not in saved):
         return {}  # torch's SGD before its first step with momentum

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..ops import _optimizer_reference as rules
 from . import _shard
 from ._layout import Order, in_order, layout
-from ._state import COMPENSATION, MASTER_LOW, SCALE, STEP, Group, quantised, rounding_of
+from ._state import COMPENSATION, MASTER_LOW, SCALE, STEP, Group, as_words, quantised, rounding_of
 
 _ops = torch.ops.pykernels
 _is_contiguous = Tensor.is_contiguous
@@ -71,7 +71,8 @@ class Bucket:
             kept.append(view(state[name]))
             if self.quantised:
                 scales.append(_shard.local(state[name + SCALE]))
-        self.extras += [view(state[key]) for key in (COMPENSATION, MASTER_LOW) if key in state]
+        self.extras += [view(state[COMPENSATION])] if COMPENSATION in state else []
+        self.extras += [view(as_words(_shard.local(state[MASTER_LOW])))] if MASTER_LOW in state else []
         self.place += [stream, start, max(1, row_stride)]
 
     def close(self) -> None:

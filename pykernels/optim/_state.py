@@ -86,8 +86,18 @@ def table(group: Group, named: dict[str, str], shape: torch.Size, dtype: torch.d
     if rounding == rules.KAHAN:
         result[COMPENSATION] = (dtype, list(shape))
     elif rounding == rules.SPLIT_MASTER:
-        result[MASTER_LOW] = (torch.int16, list(shape))
+        result[MASTER_LOW] = (torch.uint8, [*shape, 2])
     return result
+
+
+def as_bytes(low: Tensor) -> Tensor:
+    """int16 as the pairs of bytes that MASTER_LOW is kept in, a view: collectives carry no int16."""
+    return low.unsqueeze(-1).view(torch.uint8)
+
+
+def as_words(pairs: Tensor) -> Tensor:
+    """The int16 of such pairs, a view."""
+    return pairs.view(torch.int16).squeeze(-1)
 
 
 def step_device(group: Group, param: Tensor) -> torch.device:
@@ -106,7 +116,9 @@ def new_state(group: Group, named: dict[str, str], param: Tensor) -> dict[str, T
             value = torch.full(codes.scale_shape(part.shape, group["block_size"]), start**0.5, device=part.device)
         else:
             order = torch.contiguous_format if eight else torch.preserve_format
-            value = torch.zeros_like(part, dtype=dtype, memory_format=order)
+            low = key == MASTER_LOW
+            value = torch.zeros_like(part, dtype=torch.int16 if low else dtype, memory_format=order)
+            value = as_bytes(value) if low else value
             if start and key in named:
                 value.fill_(255 if eight else start)
         state[key] = _shard.wrap(value, param, shape)

@@ -26,7 +26,8 @@ class LAMB(FusedOptimizer):
     bias_correction: m_hat and v_hat are divided by 1 - beta^step, as the paper has it.
     adapt: False turns the ratio off, for a group of biases and norms as is usual.
     max_grad_norm: the global norm of all gradients is clipped to this first (None or 0: off), as apex's FusedLAMB does;
-    `.grad` itself stays as it is. Nothing is read back to the host.
+    `.grad` itself stays as it is. Nothing is read back to the host. There is one such norm, so groups that differ in
+    max_grad_norm are refused (ValueError).
     """
 
     algorithm = rules.LAMB
@@ -67,13 +68,30 @@ class LAMB(FusedOptimizer):
         }
         super().__init__(params, defaults, options)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As any optimizer's; max_grad_norm must be that of the groups before."""
+        limit = param_group.get("max_grad_norm", self.defaults["max_grad_norm"]) or 0.0
+        if self.param_groups and limit >= 0.0:
+            self._check_limit(len(self.param_groups), limit)
+        super().add_param_group({**param_group, "max_grad_norm": limit})
+
+    def _check_limit(self, index: int, limit: float) -> None:
+        first = self.param_groups[0]["max_grad_norm"] or 0.0
+        if (limit or 0.0) != first:
+            raise ValueError(
+                f"{type(self).__name__}: expected max_grad_norm of group {index} to be {first!r} as of group 0, since"
+                f" the norm is that of all gradients, got {limit!r}"
+            )
+
     def flags(self, group: Group) -> int:
         """As the base class says."""
         corrected = 0 if group["bias_correction"] else rules.UNCORRECTED
         return super().flags(group) | corrected | (rules.AMSGRAD if group["amsgrad"] else 0)
 
     def _gradient_divisor(self, plan: Plan, grads: list[list[Tensor]], scale: Tensor | None) -> Tensor | None:
-        limit = self.param_groups[0]["max_grad_norm"]
+        for index, group in enumerate(self.param_groups):
+            self._check_limit(index, group["max_grad_norm"])
+        limit = self.param_groups[0]["max_grad_norm"] or 0.0
         if not limit > 0.0:
             return scale
         device = plan.buckets[0].device

@@ -11,13 +11,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from pykernels import optim
 from pykernels.distributed import CheckpointError, _manifest, load_checkpoint, save_checkpoint, zero
 
-from .models import Exact, state_of, train_exact, values
+from .models import Exact, assert_equal, state_of, train_exact, values
 from .ranks import Rank
 
 BEFORE, AFTER = range(5), range(5, 9)
@@ -56,6 +57,36 @@ def save(rank: Rank) -> dict[str, Any]:
         train_exact(model, optimizer, AFTER, rank.rank, rank.world)
         seen[name] = *then, values(model), state_of(model, optimizer)
     return seen
+
+
+def full_state(rank: Rank) -> None:
+    """torch's full_state_dict of split_master: gathered whole, as on every rank, loaded, and trained on from there."""
+    options = StateDictOptions(full_state_dict=True)
+    arguments = {"rounding": "split_master", "lr": 0.01}
+    model, optimizer = zero(Exact(BF16), optim.AdamW, 3, **arguments)
+    train_exact(model, optimizer, BEFORE, rank.rank, rank.world)
+    kept, state = get_state_dict(model, optimizer, options=options)
+    expected = state_of(model, optimizer)
+    for name, each in state["state"].items():
+        for key, value in each.items():
+            assert type(value) is torch.Tensor and torch.equal(value, expected[f"{name}.{key}"]), (name, key)
+    other, second = zero(Exact(BF16), optim.AdamW, 3, **arguments)
+    set_state_dict(other, second, model_state_dict=kept, optim_state_dict=state, options=options)
+    for m, o in ((model, optimizer), (other, second)):
+        train_exact(m, o, AFTER, rank.rank, rank.world)
+    assert_equal(_everything(other, second), _everything(model, optimizer))
+    # As it was kept before: one int16 for each element.
+    old = optimizer.state_dict()
+    for each in old["state"].values():
+        low = each["master_low"]
+        words = low.to_local().view(torch.int16).squeeze(-1)
+        each["master_low"] = DTensor.from_local(
+            words, low.device_mesh, low.placements, run_check=False, shape=low.shape[:-1], stride=low.stride()[:-1]
+        )
+    third, loaded = zero(Exact(BF16), optim.AdamW, 3, **arguments)
+    loaded.load_state_dict(old)
+    now, wanted = state_of(third, loaded), state_of(model, optimizer)
+    assert_equal(now, wanted)
 
 
 def _load(rank: Rank, world: int) -> dict[str, Any]:

@@ -28,7 +28,10 @@ CHECKS = {
     2: [
         *(f"checks_stages.{name}" for name in (*STAGES, *ONCE)),
         # The last one ends with a rank that dies.
-        *(f"checks_checkpoint.{name}" for name in ("save", "damaged", "other_optimizer", "replaced", "dying")),
+        *(
+            f"checks_checkpoint.{name}"
+            for name in ("save", "damaged", "other_optimizer", "replaced", "full_state", "dying")
+        ),
     ],
     4: [
         *(f"checks_stages.{name}" for name in STAGES),

@@ -14,11 +14,8 @@ Make = Callable[[nn.Module], tuple[nn.Module, torch.optim.Optimizer]]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of all of a tensor, wherever its parts lie. gloo gathers no int16."""
-    if not isinstance(tensor, DTensor):
-        return tensor.detach().clone()
-    wide = torch.int32 if tensor.dtype == torch.int16 else tensor.dtype
-    return tensor.detach().to(wide).full_tensor().to(tensor.dtype).clone()
+    """A copy of all of a tensor, wherever its parts lie."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
 def values(model: nn.Module) -> dict[str, torch.Tensor]:

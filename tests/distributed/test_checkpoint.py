@@ -54,7 +54,7 @@ def test_on_three_and_four(two_ranks: Done, four_ranks: Done, name: str, check: 
             assert_equal(ours, expected)
 
 
-@pytest.mark.parametrize("check", ["damaged", "other_optimizer", "replaced"])
+@pytest.mark.parametrize("check", ["damaged", "other_optimizer", "replaced", "full_state"])
 def test_in_the_ranks(two_ranks: Done, check: str) -> None:
     two_ranks(check)
 

@@ -56,6 +56,22 @@ def test_lamb_clips_by_the_norm_of_all_buckets() -> None:
     assert_equal(values(ours), values(plain))
 
 
+def test_buckets_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step makes state, which the plans of the second know; from then on none is made."""
+    made: list[int] = []
+    make = optim.AdamW._make_plan
+    monkeypatch.setattr(optim.AdamW, "_make_plan", lambda self: (made.append(0), make(self))[1])
+    model = Mlp()
+    optimizer = OffloadedOptimizer(model.parameters(), optim.AdamW, bucket_bytes=1, transfers=Paper())
+    train_mlp(model, optimizer, 1)
+    buckets = len(made)
+    assert buckets > 1
+    train_mlp(model, optimizer, 1)
+    assert len(made) == 2 * buckets
+    train_mlp(model, optimizer, 3)
+    assert len(made) == 2 * buckets
+
+
 class Chain(nn.Module):
     """Weights of 1 to 4 elements, used one after another."""
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from ... import optim
 from .. import peers
@@ -103,6 +104,11 @@ def build(cell: Cell, context: Context, step: Step) -> Iterator[Entry]:
         optimizer = make(parameters(dtype), **options)
         return Provider(lambda i: optimizer.step(), str(dtype).removeprefix("torch."))
 
+    def of_dtensors(make: Callable[..., Any], **options: Any) -> Provider:
+        """The same parameters as DTensors of a mesh of one rank: what the wrapping alone costs."""
+        optimizer = make(_as_dtensors(parameters(step.dtype), context.device), **options)
+        return Provider(lambda i: optimizer.step(), str(step.dtype).removeprefix("torch."), note="DTensors, 1 rank")
+
     def torch_step(dtype: torch.dtype, **how: bool) -> Provider:
         make = getattr(torch.optim, step.optimizer, None)
         if make is None:
@@ -143,3 +149,24 @@ def build(cell: Cell, context: Context, step: Step) -> Iterator[Entry]:
         yield "torchao 8-bit", lambda: eight_bit("torchao.optim", f"{step.optimizer}8bit")
     if rows != SMALL[1]:
         yield "C loop", loop
+    else:
+        yield "pykernels DTensor", lambda: of_dtensors(getattr(optim, step.optimizer), **step.options)
+        yield "torch fused DTensor", lambda: of_dtensors(getattr(torch.optim, step.optimizer), fused=True)
+
+
+def _as_dtensors(params: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    if device.type != "cpu" or not dist.is_available():
+        raise Absent("a mesh of gloo")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    found: list[torch.Tensor] = []
+    for p in params:
+        grad = p.grad
+        assert grad is not None
+        found.append(torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])))
+        found[-1].grad = distribute_tensor(grad, mesh, [Shard(0)])
+    return found
