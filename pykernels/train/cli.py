@@ -122,20 +122,26 @@ def locked(folder: Path) -> Iterator[TextIO]:
         yield lock
 
 
-def prepare(options: argparse.Namespace, folder: Path, names: tuple[str, ...]) -> Settings:
-    """The settings of the run in `folder`: those that are there, or new ones with the corpus made into tokens."""
-    sharded = any(RECIPES[name].ranks for name in names)
+def sharded(names: Sequence[str]) -> bool:
+    """Whether some recipe has ranks."""
+    return any(RECIPES[name].ranks for name in names)
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> tuple[Settings, tuple[str, ...]]:
+    """Settings and recipes: those of the run in `folder`, or new ones with the corpus made into tokens."""
+    names = recipes(options.recipes, options.device)
     config = configuration(options)
     size = SIZES[options.size or "small"]
     if options.resume:
         settings = Settings.read(folder)
+        names = names if options.recipes else settings.recipes
         keys = (*DEFAULTS, "batch", "context", "device")
         given = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
         if config is not None or options.size:
-            given["model"] = config or size.config(settings.model.vocab_size)
+            given["model"] = config or size.config(settings.model.vocab_size, settings.context)
         settings.compare(given, folder)
-        check(settings, sharded)
-        return settings
+        check(settings, sharded(names))
+        return settings, names
     if (folder / FILE).exists() and not options.overwrite:
         raise TrainingError(
             f"{folder}: holds a run: --resume goes on with it, --overwrite removes it, or give another --output."
@@ -145,8 +151,13 @@ def prepare(options: argparse.Namespace, folder: Path, names: tuple[str, ...]) -
         key: default if getattr(options, key) is None else getattr(options, key) for key, default in DEFAULTS.items()
     }
     kind = values["tokenizer"]
-    device = options.device or ("cuda" if torch.cuda.is_available() and not sharded else "cpu")
-    values |= {"batch": options.batch or size.batch, "context": options.context or size.context, "device": device}
+    device = options.device or ("cuda" if torch.cuda.is_available() and not sharded(names) else "cpu")
+    values |= {
+        "batch": options.batch or size.batch,
+        "context": options.context or size.context,
+        "device": device,
+        "recipes": names,
+    }
     vocab = options.vocab or (config.vocab_size if config else VOCAB)
     if kind == "bpe" and vocab < 256:
         raise TrainingError(f"--vocab: got {vocab}, accepts 256 or more: every byte is an id.")
@@ -156,13 +167,13 @@ def prepare(options: argparse.Namespace, folder: Path, names: tuple[str, ...]) -
             f"{options.config}: vocab_size is {config.vocab_size}, the tokenizer has {needed} ids: give a smaller "
             "--vocab, or a config with more."
         )
-    check(Settings(model=config or size.config(vocab), **values), sharded)
+    check(Settings(model=config or size.config(vocab, values["context"]), **values), sharded(names))
     tokens, ids = encode(read_text(values["corpus"]), kind, vocab, folder)
-    settings = Settings(model=config or size.config(ids), **values)
+    settings = Settings(model=config or size.config(ids, values["context"]), **values)
     Batches(tokens, settings.batch, settings.context, settings.seed, 1)  # for its check
     torch.save(tokens, folder / ranks.TOKENS)
     settings.write(folder)
-    return settings
+    return settings, names
 
 
 def _clear(folder: Path) -> None:
@@ -198,11 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     folder: Path = options.output
     try:
-        names = recipes(options.recipes, options.device)
         if options.resume and options.overwrite:
             raise TrainingError("--resume and --overwrite exclude each other: give one.")
         with locked(folder) as lock:
-            settings = prepare(options, folder, names)
+            settings, names = prepare(options, folder)
             results = run_all(settings, names, folder, lock, not options.json)
             finish(options, settings, results)
     except TrainingError as error:
@@ -226,7 +236,7 @@ def finish(options: argparse.Namespace, settings: Settings, results: dict[str, d
             report.plot(table, picture)
             written.append(picture)
         except ModuleNotFoundError as error:
-            print(f"No picture: {error.name} is not installed (pip install 'pykernels[plot]').", file=sys.stderr)
+            print(f"No picture: {error.name} is not installed (pip install 'pykernels[train]').", file=sys.stderr)
     except OSError as error:
         raise TrainingError(f"{error.filename}: cannot be written ({error.strerror}): give another path.") from None
     if options.json:

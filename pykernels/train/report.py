@@ -5,14 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .curves import draw_curves, provenance, read_csv
+from .run import PERCENTILES
 from .settings import Settings
 
 BYTES = ("parameter_bytes", "gradient_bytes", "state_bytes", "saved_bytes", "peak_bytes")
-COLUMNS: tuple[str, ...] = ("run", "ranks", "step", "tokens", "train_loss", "validation_loss", "tokens_per_s", *BYTES)
+TIMES = tuple(f"step_ms_p{percent}" for percent in PERCENTILES)
+COLUMNS: tuple[str, ...] = (
+    "run",
+    "ranks",
+    "step",
+    "tokens",
+    "train_loss",
+    "validation_loss",
+    "tokens_per_s",
+    *TIMES,
+    *BYTES,
+)
 COLUMNS += ("hidden_size", "layers", "vocab_size", "batch", "context", "device", "threads", "torch", "commit")
 _MEMORY = dict(zip(BYTES, ("parameters", "gradients", "state", "saved", "peak"), strict=True))
 
@@ -32,18 +43,23 @@ def rows_of(name: str, result: dict[str, Any], settings: Settings) -> list[dict[
         recent = result["losses"][before:step]
         row = {"run": name, "ranks": result["ranks"], "step": step, "tokens": step * result["tokens_per_step"]}
         row |= {"train_loss": sum(recent) / len(recent), "validation_loss": loss}
-        rows.append({**row, "tokens_per_s": result["tokens_per_second"], **memory, **about})
+        times = {column: result[column] for column in TIMES}
+        rows.append({**row, "tokens_per_s": result["tokens_per_second"], **times, **memory, **about})
         before = step
     return rows
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
     """The table a person reads, at most 80 columns wide; percentages are of the first recipe."""
-    shown = Table(title="MB (10^6 bytes) of a rank; % of the first recipe", title_justify="left", box=SIMPLE_HEAD)
-    shown.padding = (0, 1, 0, 0)
-    shown.add_column("recipe", no_wrap=True)
-    headings = ("held-out\nloss", "\n%", "tokens\n/s", "\n%", "saved\nMB", "\n%", "peak\nMB", "\n%")
-    for heading in (*headings, "weights\nMB", "grads\nMB", "state\nMB"):
+    shown = Table(
+        title="Held-out loss; MB (10^6 bytes) of a rank; % of the first recipe\n",
+        title_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    shown.add_column("\nrecipe", no_wrap=True)
+    headings = ("\nloss", "\n%", "tokens\n/s", "\n%", "saved\nMB", "\n%", "peak\nMB", "\n%")
+    for heading in (*headings, "weight\nMB", "grads\nMB", "state\nMB"):
         shown.add_column(heading, justify="right", no_wrap=True)
     first = next(iter(results.values()))
     for name, result in results.items():
@@ -91,7 +107,7 @@ def plot(csv_path: Path, png_path: Path) -> None:
     axes["speed"].bar_label(bars, fmt="{:,.0f}", padding=3)
     axes["speed"].margins(x=0.15)
     axes["speed"].invert_yaxis()
-    axes["speed"].set(title="tokens a second", xlabel="of the median step, all ranks together")
+    axes["speed"].set(title="tokens a second", xlabel="by the 20th percentile of the steps, all ranks together")
     png_path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png_path, dpi=130)
     plt.close(figure)

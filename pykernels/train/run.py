@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from .recipes import CLIP, RECIPES, clipper, make_model, make_optimizer
 from .settings import Settings
 
 CHECKPOINT = "checkpoint"
+PERCENTILES = (20, 50, 80)
 
 
 class Run:
@@ -62,11 +62,16 @@ class Run:
         """Tokens of a step, over all ranks."""
         return self.settings.batch * self.settings.context
 
+    def step_seconds(self, percent: int) -> float:
+        """A percentile of the steps that were timed."""
+        timed = sorted(s for s in self.seconds if s is not None)
+        return timed[min(len(timed) * percent // 100, len(timed) - 1)] if timed else 0.0
+
     @property
     def speed(self) -> float:
-        """Tokens a second: of the median step."""
-        timed = [s for s in self.seconds if s is not None]
-        return self.tokens / median(timed) if timed else 0.0
+        """Tokens a second, by the 20th percentile of the steps: what else the machine does disturbs it least."""
+        seconds = self.step_seconds(20)
+        return self.tokens / seconds if seconds else 0.0
 
     def loss(self, ids: Tensor) -> Tensor:
         return self.model(ids[:, :-1], ids[:, 1:])
@@ -170,6 +175,7 @@ class Run:
         """`record` with what the report says of the recipe."""
         record: dict[str, Any] = {**self.record(), "about": self.recipe.about, "ranks": self.ranks}
         record["parameters"] = self.parameters
+        record |= {f"step_ms_p{percent}": 1e3 * self.step_seconds(percent) for percent in PERCENTILES}
         return {**record, "tokens_per_step": self.tokens, "tokens_per_second": self.speed}
 
 

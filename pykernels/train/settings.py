@@ -27,8 +27,10 @@ class Size:
     context: int
     batch: int
 
-    def config(self, vocab_size: int) -> CausalLMConfig:
+    def config(self, vocab_size: int, context: int) -> CausalLMConfig:
+        """Of a model with as many positions as it is trained on, so that the tables of rope are no larger."""
         return CausalLMConfig(
+            max_position_embeddings=context,
             vocab_size=vocab_size,
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size,
@@ -50,6 +52,7 @@ class Settings:
     """All that the losses depend on, but for the corpus, whose tokens lie in the run's folder."""
 
     model: CausalLMConfig
+    recipes: tuple[str, ...]
     corpus: str
     tokenizer: str
     context: int
@@ -75,7 +78,8 @@ class Settings:
         file = folder / FILE
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-            return cls(**{**values, "model": CausalLMConfig.from_dict(values["model"])})
+            model = CausalLMConfig.from_dict(values["model"])
+            return cls(**{**values, "model": model, "recipes": tuple(values["recipes"])})
         except FileNotFoundError:
             raise TrainingError(f"{folder}: holds no run to go on with: leave out --resume to start one.") from None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -112,7 +116,7 @@ def configuration(options: argparse.Namespace) -> CausalLMConfig | None:
 
 
 def check(settings: Settings, sharded: bool) -> None:
-    """TrainingError for numbers that do not go together."""
+    """TrainingError for numbers that do not go together; sharded: some recipe has ranks."""
     model = settings.model
     if settings.context > model.max_position_embeddings:
         raise TrainingError(

@@ -24,7 +24,9 @@ def encode(text: str, kind: str, vocab: int, folder: Path) -> tuple[Tensor, int]
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     except ModuleNotFoundError:
-        raise TrainingError("--tokenizer bpe needs the package tokenizers: pip install tokenizers.") from None
+        raise TrainingError(
+            "--tokenizer bpe needs the package tokenizers: pip install tokenizers, or give --tokenizer bytes."
+        ) from None
     lines = text.splitlines(keepends=True)
     file = folder / FILE
     if file.exists():
