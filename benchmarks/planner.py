@@ -51,7 +51,7 @@ MODELS = {
     ),
     "16 heads to 1": Case(CausalLMConfig(2048, 512, 1024, 5, 16, 1, max_position_embeddings=1024), 1, 1024),
     "large vocabulary": Case(CausalLMConfig(49152, 192, 512, 2, 3, 3, max_position_embeddings=512), 2, 256),
-    "deep, narrow": Case(CausalLMConfig(1024, 128, 352, 24, 4, 4, max_position_embeddings=512), 8, 256),
+    "deep, narrow": Case(CausalLMConfig(1024, 192, 512, 20, 4, 4, max_position_embeddings=512), 8, 256),
     "post-norm, unequal": Case(
         CausalLMConfig(
             8192, 256, (512, 1024, 1536, 1024, 512), 5, 8, norm="post", hidden_act="gelu", max_position_embeddings=512
