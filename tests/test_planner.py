@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import importlib.util
 import itertools
@@ -62,6 +63,20 @@ def test_the_predicted_peak_is_the_peak_of_training(benchmark):
         made = plan(small, batch=2, seq=64, recipe=recipe, device="cpu")
         got = benchmark.allocator_peak(recipe, benchmark.Case(small, 2, 64))
         assert abs(made.peak / got - 1) < 0.05, (model, recipe, made.peak, got)
+
+
+def test_every_row_of_the_committed_table_is_within_five_percent(benchmark):
+    with (ROOT / "benchmarks" / "results" / "planner-cpu.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    pairs = [(row["model"], row["recipe"]) for row in rows]
+    assert pairs == list(itertools.product(benchmark.MODELS, benchmark.RECIPES)) and len(pairs) == 30
+    for row in rows:
+        for measured in ("allocator", "process"):
+            assert abs(int(row["predicted"]) / int(row[measured]) - 1) < 0.05, row
+        case = benchmark.MODELS[row["model"]]
+        recipe = benchmark.recipe_for(row["recipe"], case.config)
+        made = plan(case.config, batch=case.batch, seq=case.seq, recipe=recipe, device="cpu")
+        assert made.peak == pytest.approx(int(row["predicted"]), rel=0.002), "the table is out of date: record it again"
 
 
 def test_the_parts_are_exact():
