@@ -13,7 +13,7 @@ OLDEST_TORCH = $(shell sed -n 's/^    "torch>=\([0-9.]*\)".*/\1/p' pyproject.tom
 # The theme announces its successor on every build.
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: help venv tools build demo test lint format docs wheel wheel-smoke wheel-check gpu-check bench gallery clean
+.PHONY: help venv tools build demo test lint format docs wheel wheel-smoke wheel-check gpu-check gpu-static bench gallery clean
 
 help:
 	@echo "make demo       install, build, quantise two real models and print what it costs and saves"
@@ -24,12 +24,15 @@ help:
 	@echo "make wheel-check  the same beside the oldest torch too (TORCH_INDEX=URL: where torch comes from)"
 	@echo "make bench      measure every operation against its peers on this machine"
 	@echo "make gallery    draw every committed result and write docs/gallery.md"
+	@echo "make gpu-static compile every GPU kernel and write docs/gpu_static.md; needs nvcc, no GPU"
 	@echo "make gpu-check  on a machine with a GPU: build, test, measure (DRY_RUN=1 shows the steps)"
 
 # What compiling needs comes first, so that the demo compiles while the rest is fetched.
 $(VENV)/.compilable: constraints.txt pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt setuptools wheel ninja pybind11 torch triton numpy
+	# Headers for the Hopper kernels; its own requirements are for generating kernels from Python.
+	$(PIP) install -q -c constraints.txt --no-deps nvidia-cutlass
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.compilable
@@ -92,6 +95,9 @@ bench: build venv
 
 gallery: build venv
 	$(RUN) -m pykernels bench --gallery docs/gallery.md
+
+gpu-static: build venv
+	$(RUN) -m benchmarks.gpu_static
 
 gpu-check:
 	DRY_RUN=$(DRY_RUN) bash benchmarks/gpu_check.sh $(GPU_PYTHON)

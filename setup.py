@@ -4,15 +4,19 @@ The two operator libraries use LibTorch's stable ABI only, so that one binary se
 from 2.10 on. Environment:
   PYKERNELS_CUDA=0|1       never build, or insist on, the CUDA library (default: when nvcc is found)
   PYKERNELS_CUDA_ARCHS     e.g. "8.0+PTX;9.0a" (default: the architecture of the GPU that is present, else 9.0a)
+  PYKERNELS_CUTLASS        CUTLASS's include folder, or 0 for none (default: that of the package nvidia-cutlass)
   CUDA_HOME, CXX, MAX_JOBS the usual meaning
 """
 
+import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -24,58 +28,49 @@ STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_ONLY"]
 CXXFLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
 CXXFLAGS += [f"-ffile-prefix-map={ROOT}/="]  # error messages name csrc/..., not a folder of the build machine
 CXXFLAGS += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
-NVCCFLAGS = [
-    "-O3",
-    "-std=c++20",
-    "--expt-relaxed-constexpr",
-    "-Xptxas",
-    "-v",
-    "-Xcompiler",
-    "-fPIC,-fvisibility=hidden",
-]
+
+
+def load_nvcc_module() -> ModuleType:
+    """pykernels/_nvcc.py without the package, which is not built yet."""
+    spec = importlib.util.spec_from_file_location("_nvcc", ROOT / "pykernels" / "_nvcc.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_nvcc = load_nvcc_module()
 
 
 def find_nvcc() -> str | None:
-    """nvcc through CUDA_HOME, the PATH or its usual place; torch's own CUDA_HOME is None on a CPU-only torch."""
     if os.environ.get("PYKERNELS_CUDA") == "0":
         return None
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    candidates = [Path(home) / "bin" / "nvcc" for home in homes if home]
-    on_path = shutil.which("nvcc")
-    candidates += [Path("/usr/local/cuda/bin/nvcc")] + ([Path(on_path)] if on_path else [])
-    for candidate in candidates:
-        if candidate.is_file():
-            return str(candidate)
-    if os.environ.get("PYKERNELS_CUDA") == "1":
+    found = _nvcc.find_nvcc()
+    if found is None and os.environ.get("PYKERNELS_CUDA") == "1":
         raise SystemExit("PYKERNELS_CUDA=1, but no nvcc was found: set CUDA_HOME to the toolkit's folder")
-    return None
+    return found
 
 
-def cuda_home(nvcc: str) -> Path:
-    """The toolkit's folder, asked of nvcc itself: a wrapper on the PATH need not lie inside it."""
-    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
-    for line in dry.splitlines():
-        if line.startswith("#$ TOP="):
-            return Path(line.removeprefix("#$ TOP=").strip()).resolve()
-    return Path(nvcc).resolve().parents[1]
-
-
-def gencode() -> list[str]:
+def cuda_archs() -> str:
     archs = os.environ.get("PYKERNELS_CUDA_ARCHS")
-    if not archs:
-        archs = "9.0a"
-        import torch
+    if archs:
+        return archs
+    import torch
 
-        if torch.cuda.is_available():
-            major, minor = torch.cuda.get_device_capability()
-            archs = f"{major}.{minor}" + ("a" if (major, minor) == (9, 0) else "")
-    flags = []
-    for arch in archs.replace(",", ";").split(";"):
-        number = arch.strip().removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if arch.strip().endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
+    if not torch.cuda.is_available():
+        return "9.0a"
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}.{minor}" + ("a" if (major, minor) == (9, 0) else "")
+
+
+def why_no_hopper(archs: str) -> str | None:
+    """Why the Hopper kernels are left out; None where they are built."""
+    if "9.0a" not in archs.replace(",", ";").replace("+PTX", "").split(";"):
+        return f"9.0a is not among the architectures ({archs})"
+    try:
+        _nvcc.find_cutlass()
+    except _nvcc.NoCutlass as reason:
+        return str(reason)
+    return None
 
 
 def jobs() -> int:
@@ -87,6 +82,16 @@ def jobs() -> int:
     except (ValueError, OSError):
         free_gb = 4.0
     return max(1, min(cores, int(free_gb / 4)))
+
+
+def write_build_info(folder: Path, **values: str) -> None:
+    """build_info.h for csrc/host, touched only where it changes; a macro on the command line could hold no blanks."""
+    text = "#pragma once\n" + "".join(
+        f"#define PYKERNELS_{name.upper()} {json.dumps(value)}\n" for name, value in values.items()
+    )
+    header = folder / "build_info.h"
+    if not header.is_file() or header.read_text() != text:
+        header.write_text(text)
 
 
 def quote(words: list[str]) -> str:
@@ -150,27 +155,38 @@ class NinjaBuild(build_ext):
         cpu_sources = sorted([*csrc.glob("cpu/*.cpp"), *csrc.glob("cpu/bind/*.cpp")])
         link("_C.so", compile_all("cxx", cpu_sources, CXXFLAGS + STABLE + include, "cpu"), link_torch)
 
-        cuda_sources = sorted(csrc.glob("cuda/*.cu"))
-        nvcc = find_nvcc() if cuda_sources else None
-        archs = ""
+        nvcc = find_nvcc()
+        archs, no_hopper = "", "PYKERNELS_CUDA=0" if os.environ.get("PYKERNELS_CUDA") == "0" else "no nvcc was found"
+        cuda_objects: dict[Path, tuple[Path, str]] = {}
         if nvcc:
-            home = cuda_home(nvcc)
-            flags = gencode()
-            archs = " ".join(flags)
+            home = _nvcc.cuda_home(nvcc)
+            archs = cuda_archs()
+            no_hopper = why_no_hopper(archs)
             rules.append(
                 f"rule nvcc\n  command = {nvcc} -MD -MF $out.d $flags -c $in -o $out > $out.log 2>&1 || "
                 "(cat $out.log; exit 1)\n  depfile = $out.d\n  deps = gcc\n  description = nvcc $name"
             )
-            cuda_include = [*include, f"-isystem{home / 'include'}"]
-            objects = compile_all("nvcc", cuda_sources, NVCCFLAGS + flags + [f"-I{csrc}"], "cuda")
-            objects += compile_all(
-                "cxx", sorted(csrc.glob("cuda/bind/*.cpp")), [*CXXFLAGS, *STABLE, "-DUSE_CUDA", *cuda_include], "cuda"
-            )
+            objects = []
+            for source in _nvcc.sources():
+                flags = _nvcc.flags_for(source) + _nvcc.gencode(archs)
+                objects += compile_all("nvcc", [source], flags, "cuda")
+                cuda_objects[source] = objects[-1], archs
+            cxx_flags = [*CXXFLAGS, *STABLE, "-DUSE_CUDA", *include, f"-isystem{home / 'include'}"]
+            if no_hopper is None:
+                for source in _nvcc.hopper_sources():
+                    flags = _nvcc.flags_for(source) + _nvcc.gencode("9.0a")
+                    objects += compile_all("nvcc", [source], flags, "cuda")
+                    cuda_objects[source] = objects[-1], "9.0a"
+                cxx_flags.append("-DPYKERNELS_HOPPER")
+                objects += compile_all("cxx", sorted(csrc.glob("cuda/hopper/*.cpp")), cxx_flags, "cuda")
+            else:
+                print(f"pykernels: no Hopper kernels, those of sm_80 serve in their place: {no_hopper}", flush=True)
+            objects += compile_all("cxx", sorted(csrc.glob("cuda/bind/*.cpp")), cxx_flags, "cuda")
             static = next(
                 (d for d in (home / "lib64", home / "lib") if (d / "libcudart_static.a").is_file()), home / "lib64"
             )
             link("_cuda.so", objects, [*link_torch, f"-L{static}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"])
-        elif cuda_sources:
+        else:
             print("pykernels: no nvcc found, so the CUDA library is not built; Triton serves on a GPU", flush=True)
 
         host_sources = sorted(csrc.glob("host/*.cpp"))
@@ -178,21 +194,40 @@ class NinjaBuild(build_ext):
             import pybind11
 
             host_name = "_host" + sysconfig.get_config_var("EXT_SUFFIX")
-            info = [
-                f'-DPYKERNELS_CXXFLAGS=\\"{",".join(CXXFLAGS)}\\"',
-                f'-DPYKERNELS_TORCH=\\"{torch.__version__}\\"',
-                f'-DPYKERNELS_CUDA_ARCHS=\\"{archs.replace(" ", ",")}\\"',
+            cutlass = "" if no_hopper else _nvcc.cutlass_version(_nvcc.find_cutlass())
+            write_build_info(
+                work,
+                cxxflags=" ".join(CXXFLAGS),
+                torch=torch.__version__,
+                cuda_archs=archs,
+                hopper=f"no: {no_hopper}" if no_hopper else f"yes, CUTLASS {cutlass}",
+            )
+            host_include = [
+                f"-I{work}",
+                f"-isystem{pybind11.get_include()}",
+                f"-isystem{sysconfig.get_paths()['include']}",
             ]
-            host_include = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
             link(
-                host_name, compile_all("cxx", host_sources, [*CXXFLAGS, f"-I{csrc}", *host_include, *info], "host"), []
+                host_name,
+                compile_all("cxx", host_sources, [*CXXFLAGS, f"-I{csrc}", f"-I{work}", *host_include], "host"),
+                [],
             )
 
+        # What the objects are made from, so that the static report and the tests need not compile it again. Before the
+        # build: a file that is edited while it runs is compiled again then.
+        notes = {
+            obj.with_suffix(".json"): {"digest": _nvcc.digest(source, nvcc), "archs": of}
+            for source, (obj, of) in cuda_objects.items()
+        }
+        for path in notes:
+            path.unlink(missing_ok=True)
         (work / "build.ninja").write_text("\n\n".join(rules + edges) + "\n")
         command = [sys.executable, "-m", "ninja", "-C", str(work), "-j", str(jobs())]
         print(f"pykernels: {len(edges)} build steps with {jobs()} jobs", flush=True)
         if subprocess.run(command).returncode != 0:
             raise SystemExit("pykernels: the build failed; the first error above says where")
+        for path, note in notes.items():
+            path.write_text(json.dumps(note))
         for target in targets:
             place(target, out)
 

@@ -2,9 +2,9 @@
 
     python benchmarks/planner.py --csv benchmarks/results/planner-cpu.csv
 
-Each pair trains in a process of its own. Measured are the process's own high-water mark (VmHWM, less what the process
-held once it had trained a tiny model by the same recipe) and the most that PyTorch's allocator held, which sees what
-the C++ operators take too. The predicted peak comes from the meta device.
+Each pair trains in a process of its own. Measured are the process's own high-water mark (VmHWM, less what it held once
+it had trained a small model by the same recipe: the libraries and their buffers) and the most that PyTorch's allocator
+held, which sees what the C++ operators take too. The predicted peak comes from the meta device.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MODELS = {
     ),
     "16 heads to 1": Case(CausalLMConfig(2048, 512, 1024, 5, 16, 1, max_position_embeddings=1024), 1, 1024),
     "large vocabulary": Case(CausalLMConfig(49152, 192, 512, 2, 3, 3, max_position_embeddings=512), 2, 256),
-    "deep, narrow": Case(CausalLMConfig(1024, 128, 352, 24, 4, 4, max_position_embeddings=512), 4, 256),
+    "deep, narrow": Case(CausalLMConfig(1024, 128, 352, 24, 4, 4, max_position_embeddings=512), 8, 256),
     "post-norm, unequal": Case(
         CausalLMConfig(
             8192, 256, (512, 1024, 1536, 1024, 512), 5, 8, norm="post", hidden_act="gelu", max_position_embeddings=512
@@ -67,7 +67,7 @@ RECIPES: dict[str, Recipe] = {
     "INT8 training, 8-bit AdamW": Recipe("float32", int8_training=True, state_bits=8),
     "bf16 stochastic, recomputed": Recipe("bfloat16", save=("checkpoint", "recompute_mlp"), rounding="stochastic"),
 }
-TINY = Case(CausalLMConfig(512, 64, 128, 2, 2, max_position_embeddings=64), 1, 32)
+SMALL = Case(CausalLMConfig(2048, 256, 768, 2, 4, max_position_embeddings=128), 2, 128)
 
 
 def recipe_for(name: str, config: CausalLMConfig) -> Recipe:
@@ -109,9 +109,9 @@ def allocator_peak(recipe: Recipe, case: Case) -> int:
 
 
 def process_peak(recipe: Recipe, case: Case) -> int:
-    """The most bytes that the process holds while it trains two steps, beyond what a tiny model left behind."""
-    tiny = dataclasses.replace(recipe, save=recipe.save if isinstance(recipe.save, str) else recipe.save[:2])
-    trainer(tiny, TINY)[2]()
+    """The most bytes that the process holds while it trains two steps, beyond what a small model left behind."""
+    small = dataclasses.replace(recipe, save=recipe.save if isinstance(recipe.save, str) else recipe.save[:2])
+    trainer(small, SMALL)[2]()
     _tables.clear()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     before = _status("VmRSS")

@@ -98,9 +98,9 @@ def show(info: dict[str, Any]) -> None:
         console.print(f"{name} library: {state}", soft_wrap=True)
     console.print(f"Triton: {'usable' if info['triton']['usable'] else 'not usable'}, {info['triton']['reason']}")
     if info["build"]:
-        console.print(
-            "built with " + ", ".join(f"{key} {value}" for key, value in info["build"].items()), soft_wrap=True
-        )
+        how = {key: value for key, value in info["build"].items() if key != "hopper"}
+        console.print("built with " + ", ".join(f"{key} {value}" for key, value in how.items()), soft_wrap=True)
+        console.print(f"Hopper kernels in the CUDA library: {info['build']['hopper']}", soft_wrap=True)
     devices = list(next(iter(info["ops"].values())))
     table = Table("operation", *[f"{device}: backend (why)" for device in devices])
     for name, by_device in info["ops"].items():

@@ -18,6 +18,10 @@ from .ops.gated_activation import reglu as reglu
 from .ops.gated_activation import relu2 as relu2
 from .ops.gated_activation import swiglu as swiglu
 from .ops.glu_linear import glu_linear as glu_linear
+from .ops.int8_block_scaled_linear import int8_block_scaled_linear as int8_block_scaled_linear
+from .ops.int8_block_scaled_matmul import int8_block_scaled_matmul as int8_block_scaled_matmul
+from .ops.int8_grouped_linear import int8_grouped_linear as int8_grouped_linear
+from .ops.int8_grouped_matmul import int8_grouped_matmul as int8_grouped_matmul
 from .ops.int8_linear_outliers import MODES
 from .ops.int8_training import Int8TrainingConfig as Int8TrainingConfig
 from .ops.int8_training import int8_training_linear as int8_training_linear
@@ -45,6 +49,10 @@ __all__ = [
     "dropout_key",
     "geglu",
     "glu_linear",
+    "int8_block_scaled_linear",
+    "int8_block_scaled_matmul",
+    "int8_grouped_linear",
+    "int8_grouped_matmul",
     "int8_linear",
     "int8_linear_outliers",
     "int8_matmul",

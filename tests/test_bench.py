@@ -70,6 +70,9 @@ def test_measure_interleaves_and_rotates():
 # Closed forms, written out here for one small shape of each: M = 3, N = 5, K = 7.
 WORK = [
     ("int8_linear", (3, 5, 7), (2 * 105, 3 * 7 * 4 + 5 * 7 + 5 * 4 + 3 * 5 * 4)),
+    ("int8_llama", (3, 5, 7), (2 * 105, 2 * 21 + 35 + 4 * 5 + 2 * 15)),
+    ("int8_block_scaled_linear", (3, 5, 130), (2 * 1950, 3 * 130 * 4 + 5 * 130 + 4 * 2 + 60)),
+    ("int8_grouped_linear", (3, 5, 7), (2 * 105, 3 * 7 * 4 + 2 * (35 + 20) + 60)),  # two experts have rows
     ("int8_matmul", (3, 5, 7), (2 * 105, 21 + 35 + 4 * 8 + 60)),
     ("int8_weight_only_linear", (3, 5, 7), (2 * 105, 42 + 35 + 20 + 30)),
     ("int8_training_linear", (3, 5, 7), (6 * 105, 2 * (21 + 35) + 2 * 15 + 2 * (15 + 21 + 35))),
@@ -110,6 +113,10 @@ def test_every_case_lists_cells_that_state_their_work(quick, cuda):
 
 def test_the_issues_cells_are_measured():
     modules = cases.load()
+    llama = {cell.dims for cell in modules["int8_llama"].cells(False, True)}
+    layers = {(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)}  # 8B
+    layers |= {(10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)}  # 70B
+    assert llama == {(m, *layer) for m in (1, 8, 16, 64, 128, 256, 1024, 4096, 8192) for layer in layers}
     linear = {cell.shape: cell for cell in modules["int8_linear"].cells(False, False)}
     wanted = {f"{m}x{n}x{n}" for m in (1, 16, 64, 256, 1024, 4096) for n in (1024, 2048, 4096)}
     assert set(linear) == wanted and all(cell.caches == ("cold", "warm") for cell in linear.values())

@@ -62,3 +62,29 @@ def test_distillation(space: torch.Tensor, backend: str) -> None:
             loss = F.distillation_loss(s, t, temperature=2.0)
             results.append((loss.detach(), *torch.autograd.grad(loss, s)))
     assert all(torch.equal(g, w) for g, w in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_int8_grouped_matmul(space: torch.Tensor, backend: str) -> None:
+    """Rows of a and experts of b."""
+    bytes_ = space.view(torch.int8)
+    a = bytes_.as_strided((2, COLUMNS), (2**31, 1))
+    b = bytes_[COLUMNS:].as_strided((2, 3, COLUMNS), (2**31, COLUMNS, 1))
+    for t in (a, b):
+        t.copy_(torch.randint(-128, 128, t.shape, dtype=torch.int8))
+    counts = torch.tensor([1, 1], device=DEVICE)
+    with use(backend):
+        got = F.int8_grouped_matmul(a, b, counts, out_dtype=torch.int32)
+    assert torch.equal(got, (a[:, None].int() * b.int()).sum(2, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_int8_block_scaled_matmul(space: torch.Tensor, backend: str) -> None:
+    bytes_ = space.view(torch.int8)
+    a, b = (bytes_[first:].as_strided((2, COLUMNS), (2**31, 1)) for first in (0, COLUMNS))
+    for t in (a, b):
+        t.copy_(torch.randint(-128, 128, t.shape, dtype=torch.int8))
+    one = torch.ones(2, 1, device=DEVICE)
+    with use(backend):
+        got = F.int8_block_scaled_matmul(a, b, one, one[:1])
+    assert torch.equal(got, (a[:, None].int() * b.int()).sum(2).float())

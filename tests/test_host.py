@@ -13,7 +13,8 @@ _host = pytest.importorskip("pykernels._host", reason="the optional host module 
 
 def test_build_info_says_how_the_library_was_built():
     info = _host.build_info()
-    assert set(info) == {"compiler", "cxx_standard", "cxx_flags", "torch", "cuda_archs"}
+    assert set(info) == {"compiler", "cxx_standard", "cxx_flags", "torch", "cuda_archs", "hopper"}
+    assert info["hopper"].startswith(("yes, CUTLASS ", "no: "))
     assert "-ffp-contract=off" in info["cxx_flags"].split()
     assert info["cxx_standard"] >= 201703
 

@@ -10,7 +10,8 @@ PACKAGE = ROOT / "pykernels"
 # What each layer may import of this package. A name stands for the module and all below it.
 ALLOWED = {
     "_library": {"kernels"},
-    "ops": {"_library", "ops"},
+    "_nvcc": set(),
+    "ops": {"_host", "_library", "ops"},
     "functional": {"ops", "quantization.config"},
     "nn": {"functional", "nn", "quantization.config", "ops"},
     "memory": {"_host", "_library", "functional", "memory", "nn", "ops", "optim", "quantization"},
@@ -19,6 +20,7 @@ ALLOWED = {
     "quantization": {"functional", "nn", "quantization", "_library"},
     "integrations": {"functional", "integrations", "memory", "nn", "quantization"},
     "demo": {"demo", "quantization", "nn", "functional", "_library", "_info", ""},
+    "bench": {"bench", "optim", "quantization", "nn", "functional", "ops", "_library", "_nvcc", "_info", ""},
     "bench": {"bench", "optim", "quantization", "nn", "functional", "ops", "_library", "_info", ""},
     "train": {"train", "bench", "distributed", "optim", "quantization", "nn"},
     "_info": {"_host", "_library", ""},

@@ -10,7 +10,7 @@
 #include "scratch.h"
 
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
-#include "int8_matmul_tile_avx512.h"
+#include "int8_matmul_panel_avx512.h"
 
 namespace pykernels::cpu {
 namespace avx512 {
@@ -18,74 +18,6 @@ namespace {
 
 // A panel of this many dwords along K is 512 KiB: half of a second-level cache.
 constexpr int64_t kPanelSteps = 2048;
-
-// rows [R][K] to out [steps][R] dwords, zero past K.
-void interleave_rows(const int8_t* const* rows, int count, int64_t K, int32_t* out) {
-  const int64_t steps = (K + 3) / 4;
-  for (int64_t s = 0; s < steps; s += 16) {
-    __m512i r[16];
-    const __mmask64 mask = byte_mask(K - 4 * s);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
-      r[i] = i < count ? _mm512_maskz_loadu_epi8(mask, rows[i] + 4 * s) : _mm512_setzero_si512();
-    transpose16(r);
-    const __mmask16 lanes = lane_mask(count);
-    const int64_t valid = std::min<int64_t>(16, steps - s);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
-      if (i < valid) _mm512_mask_storeu_epi32(out + (s + i) * count, lanes, r[i]);
-  }
-}
-
-// b[n0 + c][k0 .. k0 + bytes) to [steps][NV][16][4] as unsigned bytes (value + 128); columns and bytes beyond are 0.
-void pack_panel(const int8_t* b, int64_t stride, int64_t columns, int64_t bytes, int vectors, char* out) {
-  const __m512i flip = _mm512_set1_epi8(-128);
-  const int64_t steps = (bytes + 3) / 4;
-  for (int v = 0; v < vectors; ++v) {
-    const int64_t valid_columns = columns - 16 * v;
-    for (int64_t s = 0; s < steps; s += 16) {
-      __m512i r[16];
-      const __mmask64 mask = byte_mask(bytes - 4 * s);
-      const int8_t* p = b + 16 * v * stride + 4 * s;
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
-        r[i] = _mm512_xor_si512(flip, _mm512_maskz_loadu_epi8(i < valid_columns ? mask : 0, p + i * stride));
-        _mm_prefetch(p + (i + 16) * stride, _MM_HINT_T1);  // the next 16 columns, when b is cold
-      }
-      transpose16(r);
-      char* to = out + (s * vectors + v) * 64;
-      const int64_t valid = std::min<int64_t>(16, steps - s);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i)
-        if (i < valid) _mm512_store_si512(to + i * vectors * 64, r[i]);
-    }
-  }
-}
-
-// out[i][64] (=|+=) the tile; the first block along K starts at -128 * the row's sum, because b was packed as b + 128.
-template <int MR, int NV>
-__attribute__((noinline)) void tile(const int32_t* rows, const char* panel, int64_t steps, const int32_t* sum,
-                                    int32_t* out) {
-  __m512i acc[MR][NV];
-#pragma GCC unroll 6
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v)
-      acc[i][v] = sum ? _mm512_set1_epi32(static_cast<int32_t>(-128u * static_cast<uint32_t>(sum[i])))
-                      : _mm512_load_si512(out + i * kPanelColumns + 16 * v);
-  accumulate<Dot::u8s8>(acc, rows, panel, steps);
-#pragma GCC unroll 6
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) _mm512_store_si512(out + i * kPanelColumns + 16 * v, acc[i][v]);
-}
-
-using Tile = void (*)(const int32_t*, const char*, int64_t, const int32_t*, int32_t*);
-constexpr Tile kTiles[kTileRows][4] = {
-    {tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>}, {tile<2, 1>, tile<2, 2>, tile<2, 3>, tile<2, 4>},
-    {tile<3, 1>, tile<3, 2>, tile<3, 3>, tile<3, 4>}, {tile<4, 1>, tile<4, 2>, tile<4, 3>, tile<4, 4>},
-    {tile<5, 1>, tile<5, 2>, tile<5, 3>, tile<5, 4>}, {tile<6, 1>, tile<6, 2>, tile<6, 3>, tile<6, 4>},
-};
 
 }  // namespace
 

@@ -1,5 +1,5 @@
 // A row or a few: b is read once, in place, and widened to int16, so that decoding runs at the speed of memory.
-// vpmaddwd is exact; vpmaddubsw would saturate. Lanes are added up at the end of a row.
+// Lanes are added up at the end of a row.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -9,43 +9,18 @@
 #include "int8_matmul_avx2.h"
 
 #pragma GCC target("avx2,fma,f16c")
+#include "int8_matmul_step_avx2.h"
 
 namespace pykernels::cpu::avx2 {
 namespace {
 
-constexpr int kCodes = 16;  // of one vector of int16
 constexpr int kLine = 64;
 constexpr int64_t kAheadBytes = 8 << 10;
-
-inline __m256i widen(const int8_t* p) {
-  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
 
 inline int32_t add_lanes(__m256i v) {
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-}
-
-// acc += w . x. Assembly, because GCC adds products to one another before it adds them to acc, and spills.
-inline __attribute__((always_inline)) void dot(__m256i& acc, __m256i w, __m256i x) {
-  __m256i product;
-  asm("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(w), "x"(x));
-}
-
-// acc += MR rows of a against 16 codes of each of NR rows of b.
-template <int MR, int NR>
-inline __attribute__((always_inline)) void step(__m256i (&acc)[MR][NR], const int16_t* a, int64_t a_stride,
-                                                const int8_t* b, int64_t b_stride) {
-  __m256i w[NR];
-#pragma GCC unroll 8
-  for (int j = 0; j < NR; ++j) w[j] = widen(b + j * b_stride);
-#pragma GCC unroll 4
-  for (int i = 0; i < MR; ++i) {
-    const __m256i x = _mm256_load_si256(reinterpret_cast<const __m256i*>(a + i * a_stride));
-#pragma GCC unroll 8
-    for (int j = 0; j < NR; ++j) dot(acc[i][j], w[j], x);
-  }
 }
 
 // Products of MR rows of a (padded with zeros to whole vectors) by NR rows of b. Meanwhile each row of b that lies

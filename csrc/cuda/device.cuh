@@ -118,6 +118,17 @@ __device__ __forceinline__ T warp_sum(T v) {
   return v;
 }
 
+// Lane i gets the sum over lanes 0 to i.
+template <typename T>
+__device__ __forceinline__ T warp_scan(T v) {
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const T below = __shfl_up_sync(0xffffffffu, v, offset);
+    if (threadIdx.x % 32 >= offset) v += below;
+  }
+  return v;
+}
+
 __device__ __forceinline__ unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char buffer[];
   return buffer;

@@ -20,7 +20,7 @@ __device__ __forceinline__ bool stopped(const OptimizerUpdate& args) {
 }
 
 // A thread a tensor: its step is one more, and what follows from it.
-__global__ void optimizer_prepare(const __grid_constant__ OptimizerUpdate args) {
+__global__ void __launch_bounds__(32) optimizer_prepare(const __grid_constant__ OptimizerUpdate args) {
   const int t = threadIdx.x;
   if (t >= args.count || stopped(args)) return;
   const UpdatedTensor& x = args.tensor[t];

@@ -1,12 +1,14 @@
-// pykernels._host: how the compiled libraries were built, what this CPU can do, and the planner's search. No torch in
-// it, and no tensors.
+// pykernels._host: how the compiled libraries were built, what this CPU can do, the planner's search, and how a product
+// is spread over a GPU. No torch in it, and no tensors.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <string>
 #include <tuple>
+#include <vector>
 
+#include "build_info.h"  // written by setup.py
+#include "cuda/hopper/choose.h"
 #include "placement.h"
 
 namespace py = pybind11;
@@ -19,19 +21,14 @@ constexpr const char* kCompiler = "clang " __clang_version__;
 constexpr const char* kCompiler = "gcc " __VERSION__;
 #endif
 
-// Lists arrive joined by commas: a macro's value cannot hold spaces on every command line.
-std::string spaced(std::string text) {
-  std::replace(text.begin(), text.end(), ',', ' ');
-  return text;
-}
-
 py::dict build_info() {
   py::dict info;
   info["compiler"] = kCompiler;
   info["cxx_standard"] = static_cast<long>(__cplusplus);
-  info["cxx_flags"] = spaced(PYKERNELS_CXXFLAGS);
+  info["cxx_flags"] = PYKERNELS_CXXFLAGS;
   info["torch"] = PYKERNELS_TORCH;
-  info["cuda_archs"] = spaced(PYKERNELS_CUDA_ARCHS);
+  info["cuda_archs"] = PYKERNELS_CUDA_ARCHS;
+  info["hopper"] = PYKERNELS_HOPPER;
   return info;
 }
 
@@ -50,6 +47,42 @@ py::dict cpu_features() {
   features["avx512_bf16"] = __builtin_cpu_supports("avx512bf16") != 0;
 #endif
   return features;
+}
+
+namespace hopper = pykernels::cuda::hopper;
+
+std::vector<py::dict> int8_schedules() {
+  std::vector<py::dict> found;
+  for (int i = 0; i < hopper::kSchedules; ++i) {
+    const hopper::Shape s = hopper::shape_of(static_cast<hopper::Schedule>(i));
+    py::dict schedule;
+    schedule["name"] = s.name;
+    schedule["tile"] = py::make_tuple(s.m, s.n, s.k);
+    schedule["cluster"] = py::make_tuple(s.cluster_m, s.cluster_n);
+    schedule["pingpong"] = s.pingpong;
+    schedule["stream_k"] = s.stream_k;
+    found.push_back(schedule);
+  }
+  return found;
+}
+
+int choose_int8_schedule(int64_t m, int64_t n, int64_t k, int64_t sm_count, int64_t out_bytes) {
+  return static_cast<int>(hopper::choose(m, n, k, sm_count, out_bytes));
+}
+
+py::dict int8_spread(int index, int64_t m, int64_t n, int64_t k, int64_t sm_count, int64_t out_bytes) {
+  const auto schedule = static_cast<hopper::Schedule>(index);
+  const hopper::Shape shape = hopper::shape_of(schedule);
+  py::dict found;
+  found["legal"] = hopper::is_legal(schedule, m, n, k, sm_count, out_bytes);
+  if (shape.m == 0 || sm_count < shape.cluster_m * shape.cluster_n) return found;
+  const hopper::Spread s = hopper::spread(shape, m, n, k, sm_count, out_bytes);
+  found["tiles"] = s.tiles;
+  found["units"] = s.units;
+  found["steps"] = s.steps;
+  found["makespan"] = s.makespan;
+  found["cycles"] = s.cycles;
+  return found;
 }
 
 using Option = std::tuple<int64_t, int64_t, int64_t, double>;
@@ -74,4 +107,9 @@ PYBIND11_MODULE(_host, m) {
         py::arg("unit") = 1,
         "(choices, saved bytes, cost) of the cheapest option for each layer within the budget, or None: placement.h.");
   m.def("cpu_features", &cpu_features, "Whether this CPU has each instruction set that the kernels ask for.");
+  m.def("int8_schedules", &int8_schedules, "The kernels that int8_matmul has on sm_90, in the order of their numbers.");
+  m.def("choose_int8_schedule", &choose_int8_schedule, "The number of the kernel that a product gets on sm_90.",
+        py::arg("m"), py::arg("n"), py::arg("k"), py::arg("sm_count"), py::arg("out_bytes"));
+  m.def("int8_spread", &int8_spread, "How a kernel would spread a product over the SMs.", py::arg("schedule"),
+        py::arg("m"), py::arg("n"), py::arg("k"), py::arg("sm_count"), py::arg("out_bytes"));
 }

@@ -20,6 +20,7 @@ from .run import FAILED, Tick, run, seconds_needed
 
 RESULTS = Path("benchmarks/results")
 PLOTS = Path("docs/plots")
+PLANNED = "planned: not measured yet"
 GPU_LIMIT = 170.0  # a lent machine's time is short: what is left out then is named in the CSV
 
 
@@ -28,7 +29,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("op", nargs="*", help="operations to measure or draw (default: all; --list names them)")
     made.add_argument("--shape", default="*", metavar="PATTERN", help="only these cells, as in --shape '16x*'")
     made.add_argument("--list", action="store_true", help="name the operations and their cells")
-    made.add_argument("--dry-run", action="store_true", help="print what would run, and which peers are installed")
+    made.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would run, and which peers are installed; with --csv a skeleton",
+    )
     made.add_argument("--quick", action="store_true", help="small shapes: a check of the harness, under a minute")
     made.add_argument("--gpu", action="store_true", help="measure on the CUDA device instead of the CPU")
     made.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
@@ -76,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells: list[Cell] = [cell for module in modules for cell in module.cells(arguments.quick, arguments.gpu)]
     cells = [cell for cell in cells if fnmatch.fnmatch(cell.shape, arguments.shape)]
     if arguments.list or arguments.dry_run:
+        if arguments.dry_run and arguments.csv is not None:
+            # The table's skeleton: --resume measures what such a row leaves open.
+            write_csv(arguments.csv, (Row(c.op, c.variant, "pykernels", c.shape, "", "", note=PLANNED) for c in cells))
         return _describe(cells, arguments.gpu)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

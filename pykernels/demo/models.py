@@ -162,8 +162,12 @@ def load_language_model(device: torch.device | str = "cpu") -> LanguageModel:
         source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # The file was 4-bit; what is in memory is float32, and may be saved and trained.
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the file was 4-bit; what is in memory is float32
+        del model.config.quantization_config
     return LanguageModel(model.eval().to(device), tokenizer)
 
 

@@ -29,6 +29,7 @@ INT8_SPEED = 2  # of INT8 products against 16-bit ones
 INT8_COPIES = 0.02  # time to write and read save="int8"'s copies, of the layer's products
 DIAL = SAVE[1:]  # "all" repeats as few products as "inputs+preact" and keeps more
 UNITS = 1 << 15  # the budget is counted in so many units
+OPTIMISM = 1.05  # of the first budget: the moments that it is kept for are summed from each one's own worst
 
 
 @dataclass(frozen=True)
@@ -57,28 +58,26 @@ def search(
     and, with int8_training, training in INT8; for each of them what every layer keeps is chosen by dynamic programming
     (csrc/host/placement.h) over what the layers keep, hold at work and repeat, so that no moment of forward and
     backward is above the budget. Of equal cost the fewer approximations win. The winner's whole step is then run on the
-    meta device; where that is above the budget after all, the search goes on with as much less. Layers are counted in
+    meta device; where that is above device_memory, the search goes on with as much less. Layers are counted in
     units of 1/32,768 of the budget, rounded up.
     Errors: DoesNotFit says by how much the smallest recipe is too large, and which it is.
     """
     where: dict[str, Any] = {"batch": batch, "seq": seq, "world_size": world_size, "device": device}
     host = _host()
     found: list[tuple[float, int, Recipe]] = []
-    for recipe in _recipes(dtype, world_size, int8_training, device):
-        found += _placed(host, config, recipe, device_memory, **where)
-    slack: dict[Recipe, int] = {}
-    for _ in range(64):
-        if not found:
-            break
+    budgets = dict.fromkeys(_recipes(dtype, world_size, int8_training, device), int(OPTIMISM * device_memory))
+    for recipe, budget in budgets.items():
+        found += _placed(host, config, recipe, budget, **where)
+    while found:
         found.sort(key=lambda entry: entry[:2])
         recipe = found.pop(0)[2]
         made = plan_config(config, recipe, **where)
         if made.peak <= device_memory:
             steps = tuple(ladder(config, recipe, **where))
             return dataclasses.replace(made, device_memory=device_memory, steps=steps)
-        base = dataclasses.replace(recipe, save="inputs+preact")
-        slack[base] = slack.get(base, 0) + made.peak - device_memory
-        found += _placed(host, config, base, device_memory - slack[base], **where)
+        base = dataclasses.replace(recipe, save=DIAL[0])
+        budgets[base] -= max(made.peak - device_memory, device_memory // 500)
+        found += _placed(host, config, base, budgets[base], **where)
     least = smallest(config, dtype=dtype, **where)
     if least.peak <= device_memory:
         return dataclasses.replace(

@@ -73,6 +73,7 @@ class Tracer(TorchDispatchMode):
         self.held = self.highest = 0  # bytes
         self.opens = True
         self._depth = 0  # of opened operators
+        self._alone = _uses_alone()
         self._live: dict[int, int] = {}
         self._device, self._round = device, ROUNDS_TO[device]
 
@@ -126,7 +127,7 @@ class Tracer(TorchDispatchMode):
         first, second = args
         if first.shape != second.shape or first.dtype != second.dtype or not first.is_meta:
             return False
-        return all(got <= alone for got, alone in zip(_uses(first), _uses_alone(), strict=True))
+        return all(got <= alone for got, alone in zip(_uses(first), self._alone, strict=True))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
@@ -179,35 +180,45 @@ def _uses_alone() -> tuple[int, int]:
 
 
 class FlashAttention(TorchFunctionMode):
-    """scaled_dot_product_attention of meta tensors by the kernel that a real device would choose, not by a product of
-    all scores."""
+    """scaled_dot_product_attention of meta tensors as a real device's kernel does it, which holds a tile of the scores:
+    on the meta device PyTorch would choose the one that holds them all."""
+
+    def __enter__(self) -> Any:
+        # multi_head_attention_forward calls it from where no mode looks.
+        self._own = torch.nn.functional.scaled_dot_product_attention
+        torch.nn.functional.scaled_dot_product_attention = _attention_by(self._own)
+        return super().__enter__()
+
+    def __exit__(self, *arguments: Any) -> None:
+        super().__exit__(*arguments)
+        torch.nn.functional.scaled_dot_product_attention = self._own
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return _attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return (_attention_by(func) if func is self._own else func)(*args, **(kwargs or {}))
 
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    if not query.is_meta or dropout_p:
-        with torch._C.DisableTorchFunction():
-            return torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-            )
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask, 0.0)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
-    )[0]
+def _attention_by(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function that takes the place of PyTorch's `own`."""
+
+    def attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if not query.is_meta or dropout_p:
+            return own(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+        )[0]
+
+    return attention
 
 
 def trace_step(

@@ -42,6 +42,15 @@ def linear(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
 
 
 FORMULAS.update(int8_linear=linear, int8_weight_only_linear=linear, int8_training_linear=linear, int8_matmul=linear)
+FORMULAS.update(int8_block_scaled_linear=linear, int8_block_scaled_matmul=linear)
+
+
+def grouped(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    """Every row counts, whichever expert it belongs to and also where none counts it: a formula sees no values."""
+    return product(x, weight[1:])
+
+
+FORMULAS.update(int8_grouped_linear=grouped, int8_grouped_matmul=grouped)
 
 
 @formula

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -337,6 +338,12 @@ T warp_sum(T v) {
     }
     std::copy(step, step + 32, out);
   });
+}
+
+template <typename T>
+T warp_scan(T v) {
+  return emulator::warp_collective<T, T>("shfl.up", v,
+                                         [](const T(&in)[32], T(&out)[32]) { std::partial_sum(in, in + 32, out); });
 }
 
 inline unsigned char* shared_memory() { return emulator::shared; }

@@ -11,7 +11,14 @@ import torch
 
 warnings.simplefilter("ignore")
 import pykernels.functional as F  # noqa: E402
-from pykernels.ops import int8_linear, int8_matmul, int8_weight_only_linear, quantize_rowwise  # noqa: E402
+from pykernels.ops import (  # noqa: E402
+    int8_grouped_linear,
+    int8_grouped_matmul,
+    int8_linear,
+    int8_matmul,
+    int8_weight_only_linear,
+    quantize_rowwise,
+)
 
 ops = torch.ops.pykernels
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -133,6 +140,41 @@ def linear() -> None:
         )
 
 
+def grouped() -> None:
+    for counts, beyond, n, k in [([3, 0, 4], 2, 9, 33), ([0], 1, 5, 64), ([], 2, 3, 4), ([20, 17], 0, 8, 0)]:
+        rows, experts = sum(counts) + beyond, len(counts)
+        a, b, held = codes(rows, k), codes(experts, n, k), torch.tensor(counts, dtype=torch.int64)
+        bare = {"out_dtype": torch.int32}
+        same(ops.int8_grouped_matmul(a, b, held, **bare), int8_grouped_matmul.reference(a, b, held, **bare), exact=True)
+        for out_dtype, activation in itertools.product(FLOATS, range(5)):
+            rest = (torch.rand(rows), torch.rand(experts, n) * 1e-3, torch.randn(experts, n).half(), activation)
+            got = ops.int8_grouped_matmul(a, b, held.int(), *rest, out_dtype)
+            same(got, int8_grouped_matmul.reference(a, b, held, *rest, out_dtype), exact=False)
+            x, scale = torch.randn(rows, k).to(out_dtype), torch.rand(experts, n) * 0.01
+            got = ops.int8_grouped_linear(x, b, scale, held, rest[2], activation)
+            same(got, int8_grouped_linear.reference(x, b, scale, held, rest[2], activation), exact=False)
+    a, b, counts = codes(7, 16), codes(2, 16, 5).transpose(1, 2), torch.tensor([3, 3])
+    same(ops.int8_grouped_matmul(a, b, counts), int8_grouped_matmul.reference(a, b, counts), exact=True)
+    bad: list[dict[str, object]] = [
+        {"a": codes(7)}, {"a": a.float()}, {"b": codes(5, 16)}, {"b": codes(2, 5, 17)}, {"b": b.float()},
+        {"counts": torch.ones(3).long()}, {"counts": torch.ones(2)}, {"a_scale": torch.rand(6)},
+        {"b_scale": torch.rand(5)}, {"b_scale": torch.rand(2, 5).half()}, {"bias": torch.rand(5)},
+        {"bias": torch.rand(2, 5).double()}, {"activation": 5}, {"out_dtype": torch.float64},
+        {"bias": torch.rand(2, 5), "out_dtype": torch.int32},
+    ]  # fmt: skip
+    for change in bad:
+        same_error(
+            ops.int8_grouped_matmul, int8_grouped_matmul.reference, **{"a": a, "b": b, "counts": counts, **change}
+        )
+    x, scale = torch.randn(7, 16), torch.rand(2, 5)
+    for change in (
+        {"x": a}, {"x": torch.randn(16)}, {"weight": codes(5, 16)}, {"weight_scale": torch.rand(5)},
+        {"counts": torch.ones(3).int()}, {"bias": torch.rand(5)}, {"activation": -1}, {"out_dtype": torch.int32},
+    ):  # fmt: skip
+        arguments = {"x": x, "weight": b, "weight_scale": scale, "counts": counts, **change}
+        same_error(ops.int8_grouped_linear, int8_grouped_linear.reference, **arguments)
+
+
 def weight_only() -> None:
     for dtype, (k, groups) in itertools.product(FLOATS, [(64, 1), (128, 2), (48, 3), (35, 7), (33, 1), (0, 1)]):
         for rows in ((1,), (2, 10), (0,)):
@@ -154,6 +196,6 @@ def weight_only() -> None:
 if __name__ == "__main__":
     torch.ops.load_library(sys.argv[1])
     torch.manual_seed(0)
-    for part in (quantize, matmul, linear, weight_only):
+    for part in (quantize, matmul, linear, grouped, weight_only):
         part()
     print(f"compared {done}")

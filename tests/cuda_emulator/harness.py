@@ -46,6 +46,14 @@ class Int8Matmul(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Int8GroupedMatmul(ctypes.Structure):
+    _fields_ = [
+        ("a", Pointer), ("a_stride", I64), ("b", Pointer), ("b_step", I64), ("b_stride", I64),
+        ("counts", Pointer), ("counts_are_wide", ctypes.c_bool),
+        ("experts", I64), ("rows", I64), ("n", I64), ("k", I64), ("epilogue", Epilogue), ("row_tiles", I64),
+    ]  # fmt: skip
+
+
 class Int8WeightOnlyLinear(ctypes.Structure):
     _fields_ = [
         ("x", Pointer), ("x_dtype", Int), ("weight", Pointer), ("weight_scale", Pointer),
@@ -110,7 +118,8 @@ def bindings() -> Path:
 def load() -> ctypes.CDLL:
     """The launchers of kernels() for ctypes."""
     loaded = ctypes.CDLL(str(kernels()))
-    for name in ("quantize_rowwise", "int8_matmul", "int8_matmul_tiled", "int8_weight_only_linear", "int8_row_sum"):
+    names = ("quantize_rowwise", "int8_matmul", "int8_matmul_tiled", "int8_grouped_matmul", "int8_row_sum")
+    for name in (*names, "int8_weight_only_linear"):
         getattr(loaded, f"emulated_{name}").restype = ctypes.c_char_p
     return loaded
 

@@ -1,4 +1,8 @@
-"""Launches for tests/test_triton_aot.py: each module has calls(), which yields what its _calls() says."""
+"""Every launch that benchmarks/gpu_static/triton_aot.py compiles.
+
+Each module has calls(), which yields (label, architectures, configuration or None, launch) for every kernel and every
+configuration in its lists.
+"""
 
 import importlib
 import pkgutil

@@ -162,9 +162,9 @@ class PykernelsInt8Quantizer(HfQuantizer):
                 if entry is None or entry.dtype != kind or entry.shape != shape:
                     got = "nothing" if entry is None else f"{entry.dtype} {list(entry.shape)}"
                     raise CheckpointError(
-                        f"{key}: got {got}, {type(made).__name__} accepts {kind} {list(shape)}: the folder's weights "
-                        f"are not those of its quantization_config {self.quantization_config.to_dict()}. Save it "
-                        "again, or mend config.json"
+                        f"{key}: got {got}, {type(made).__name__} accepts {kind} {list(shape)}: the weights "
+                        f"are not those of the folder's quantization_config {self.quantization_config.to_dict()}. Save "
+                        "it again, or mend config.json"
                     )
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:

@@ -1,0 +1,3 @@
+#include "gemm.cuh"
+
+template struct pykernels::cuda::hopper::Member<pykernels::cuda::hopper::Schedule::tile_64x64>;
