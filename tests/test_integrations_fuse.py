@@ -161,9 +161,7 @@ def test_saved_bytes_are_the_contracts(family: str) -> None:
         # A window shorter than the row makes a mask: then query, key and value are kept.
         does = "recompute_mlp" if family == "mistral" and save == "recompute_qkv" else save
         less = per_token(family, "all") - per_token(family, does)
-        if (
-            family == "phi3" and save != "all" and FIVE
-        ):  # v is a view of the packed product, which holds q and k unturned
+        if family == "phi3" and save != "all":  # v is a view of the packed product, which holds q and k unturned
             less += (64 + 32) * 4
         if save == "int8" and family == "phi3":  # gate and up lie in one matrix, and share its groups
             less += 2 * int8_row(160) - int8_row(320)

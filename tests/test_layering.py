@@ -21,7 +21,6 @@ ALLOWED = {
     "integrations": {"functional", "integrations", "memory", "nn", "quantization"},
     "demo": {"demo", "quantization", "nn", "functional", "_library", "_info", ""},
     "bench": {"bench", "optim", "quantization", "nn", "functional", "ops", "_library", "_nvcc", "_info", ""},
-    "bench": {"bench", "optim", "quantization", "nn", "functional", "ops", "_library", "_info", ""},
     "train": {"train", "bench", "distributed", "optim", "quantization", "nn"},
     "_info": {"_host", "_library", ""},
     "_plan": {"distributed", "memory", "nn", ""},

@@ -117,12 +117,12 @@ def test_the_search_fits_and_costs_no_less_with_less_memory():
         elif least is not None:
             assert made.recipe != least
         least = made.recipe
-    with pytest.raises(
-        DoesNotFit, match=r"no recipe fits 300 kB: the smallest, float32, save=.* needs .* more"
-    ) as said:
+    with pytest.raises(DoesNotFit, match=r"no recipe fits 300 kB: the smallest, float32, save.* needs .* more") as said:
         search(SMALL, dtype="float32", device_memory=300_000, **WHERE)
     assert said.value.smallest == plan(SMALL, recipe=said.value.smallest_recipe, **WHERE).peak
     assert search(SMALL, dtype="float32", device_memory=said.value.smallest, **WHERE).fits
+    for save in SAVE:
+        assert plan(SMALL, recipe=Recipe("float32", state_bits=8, save=save), **WHERE).peak >= said.value.smallest
 
 
 def test_a_recipe_that_is_too_large_says_by_how_much_and_what_would_fit():
@@ -131,7 +131,7 @@ def test_a_recipe_that_is_too_large_says_by_how_much_and_what_would_fit():
     with pytest.raises(DoesNotFit) as said:
         plan(SMALL, recipe=recipe, device_memory=needs - 1000, **WHERE)
     text = str(said.value)
-    assert f"needs {gigabytes(needs)}, 1 kB more than" in text and "the smallest that fits, float32, save=" in text
+    assert f"needs {gigabytes(needs)}, 1 kB more than" in text and "the smallest that fits, float32, save" in text
     with pytest.raises(DoesNotFit, match="and so does every other: the smallest"):
         plan(SMALL, recipe=recipe, device_memory=1000, **WHERE)
     assert plan(SMALL, recipe=recipe, device_memory=needs, **WHERE).fits
@@ -165,6 +165,40 @@ def test_any_module_is_planned_from_a_copy_without_memory():
     assert abs(made.peak / (got + x.nbytes) - 1) < 0.05, (made.peak, got)
     with pytest.raises(ValueError, match="forward: got None for a module that is no CausalLM"):
         plan(model, batch=4, seq=64)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
+@pytest.mark.parametrize("family", ["Llama", "GPT2"])
+def test_models_of_transformers_are_planned_as_they_train(family, fused):
+    transformers = pytest.importorskip("transformers", reason="the integration's extra")
+    from pykernels.integrations.transformers import fuse_
+
+    sizes = {"vocab_size": 1024, "bos_token_id": 1, "eos_token_id": 2}
+    if family == "Llama":
+        sizes |= {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 4}
+    else:
+        sizes |= {"n_embd": 128, "n_layer": 2, "n_head": 4, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    if fused:
+        fuse_(model)
+
+    def forward(m: nn.Module) -> torch.Tensor:
+        ids = torch.zeros(2, 64, dtype=torch.int64, device=next(m.parameters()).device)
+        return m(input_ids=ids, labels=ids).loss
+
+    recipe = Recipe("float32", optimizer="torch.AdamW")
+    made = plan(model, batch=2, seq=64, recipe=recipe, device="cpu", forward=forward)
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step() -> None:
+        forward(model).backward()
+        optimizer.step()
+
+    step()
+    optimizer.zero_grad()
+    got = peak_bytes(step, torch.device("cpu")) + 3 * sum(p.nbytes for p in model.parameters())
+    assert abs(made.peak / got - 1) < 0.01, (made.peak, got)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ def search(
 def smallest(
     config: CausalLMConfig, *, batch: int, seq: int, world_size: int, device: str, dtype: str = "bfloat16"
 ) -> Plan:
-    """The plan of the recipe with the lowest peak."""
+    """The plan of the recipe with the lowest peak that is found: one value of the dial for all layers, or the placement
+    at the lowest budget for which there is one."""
     where: dict[str, Any] = {"batch": batch, "seq": seq, "world_size": world_size, "device": device}
     base = Recipe(
         dtype,
@@ -106,7 +107,19 @@ def smallest(
         offload=None if device == "cpu" else "parameters" if world_size > 1 else "optimizer",
     )
     plans = [plan_config(config, dataclasses.replace(base, save=save), **where) for save in DIAL[1:]]
-    return min(plans, key=lambda made: made.peak)
+    least = min(plans, key=lambda made: made.peak)
+    if (host := _host(required=False)) is None:
+        return least
+    low, high = least.peak // 2, int(1.1 * least.peak)
+    placed: list[tuple[float, int, Recipe]] = []
+    while high - low > least.peak // 1000:
+        middle = (low + high) // 2
+        if found := _placed(host, config, base, middle, **where):
+            placed, high = found, middle
+        else:
+            low = middle
+    plans = [plan_config(config, recipe, **where) for _, _, recipe in placed]
+    return min([least, *plans], key=lambda made: made.peak)
 
 
 def ladder(
@@ -267,10 +280,12 @@ def _other_cost(config: CausalLMConfig, recipe: Recipe, batch: int, seq: int, wo
     return cost
 
 
-def _host() -> Any:
+def _host(required: bool = True) -> Any:
     try:
         from .. import _host as host
     except ImportError:
+        if not required:
+            return None
         raise RuntimeError(
             "the search needs pykernels._host, which is not built: run `python setup.py build_ext --inplace`, or give "
             "plan a recipe"

@@ -37,7 +37,8 @@ class ActivationLinear(torch.autograd.Function):
         group_size: int | None,
     ) -> Tensor:
         device = x.device.type
-        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on meta
+        compute = torch.get_autocast_dtype(device) if on else x.dtype
         ctx.options = activation, transposed, group_size, x.dtype
         kept = (x, None) if group_size is None else F.quantize_blockwise(x, group_size)
         ctx.save_for_backward(*kept, weight, bias)
