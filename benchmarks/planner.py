@@ -51,7 +51,7 @@ MODELS = {
     ),
     "16 heads to 1": Case(CausalLMConfig(2048, 512, 1024, 5, 16, 1, max_position_embeddings=1024), 1, 1024),
     "large vocabulary": Case(CausalLMConfig(49152, 192, 512, 2, 3, 3, max_position_embeddings=512), 2, 256),
-    "deep, narrow": Case(CausalLMConfig(1024, 128, 352, 24, 4, 4, max_position_embeddings=512), 8, 256),
+    "deep, narrow": Case(CausalLMConfig(1024, 192, 512, 20, 4, 4, max_position_embeddings=512), 8, 256),
     "post-norm, unequal": Case(
         CausalLMConfig(
             8192, 256, (512, 1024, 1536, 1024, 512), 5, 8, norm="post", hidden_act="gelu", max_position_embeddings=512
@@ -155,6 +155,14 @@ def row(model: str, recipe_name: str) -> dict[str, object]:
     }
 
 
+def write(path: Path, rows: list[dict[str, object]]) -> None:
+    """The table so far."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--csv", type=Path, help="write the table here")
@@ -174,14 +182,11 @@ def main(argv: list[str] | None = None) -> int:
         for recipe_name in options.recipes.split(";"):
             found = row(model, recipe_name)
             rows.append({**found, **about})
+            if options.csv:
+                write(options.csv, rows)
             print({k: found[k] for k in COLUMNS if k in found and k not in ("batch", "seq", "parameters")}, flush=True)
     worst = max(abs(float(str(r[k]))) for r in rows for k in ("allocator_error_percent", "process_error_percent"))
     print(f"worst error {worst:.2f} %")
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
     return 0
 
 

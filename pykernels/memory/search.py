@@ -173,7 +173,9 @@ def _placed(
     device: str,
 ) -> list[tuple[float, int, Recipe]]:
     """[(cost, approximations, the recipe with its dial)], or nothing where it does not fit."""
-    fixed, head, gradient_share = _around(config, recipe, batch, seq, world_size, device)
+    fixed, head, gradient_share = _around(
+        config, dataclasses.replace(recipe, save=DIAL[0]), batch, seq, world_size, device
+    )
     layers, gradients, after = [], [], 0
     itemsize = DTYPES[recipe.dtype].itemsize
     for size in reversed(config.intermediate_sizes):
@@ -205,6 +207,7 @@ def _placed(
     return [(cost, approximations, dataclasses.replace(recipe, save=uniform))]
 
 
+@functools.lru_cache(maxsize=256)
 def _around(
     config: CausalLMConfig, recipe: Recipe, batch: int, seq: int, world_size: int, device: str
 ) -> tuple[int, int, float]:
@@ -213,7 +216,9 @@ def _around(
     model = CausalLM(config, device="meta", dtype=DTYPES[recipe.dtype])
     shares = shares_of(model, recipe, world_size)
     parameters = sum(p.nbytes for p in model.parameters())
-    fixed = max(shares.parameters[:2]) * parameters + shares.state * _state_bytes(config, recipe)
+    fixed = max(shares.parameters[:2]) * parameters + shares.state * _state_bytes(
+        config, recipe.dtype, recipe.state_bits, recipe.rounding
+    )
     return int(fixed) + max(shares.in_flight), _head(config, recipe.dtype, batch, seq, device), shares.gradients
 
 
@@ -226,9 +231,10 @@ def _head(config: CausalLMConfig, dtype: str, batch: int, seq: int, device: str)
     return max(0, made.peak - made.at_peak["parameters"] - made.at_peak["optimizer state"] - inputs)
 
 
-def _state_bytes(config: CausalLMConfig, recipe: Recipe) -> int:
-    model = CausalLM(config, device="meta", dtype=DTYPES[recipe.dtype])
-    optimizer = recipe.make_optimizer(model.parameters())
+@functools.lru_cache(maxsize=256)
+def _state_bytes(config: CausalLMConfig, dtype: str, state_bits: int, rounding: str) -> int:
+    model = CausalLM(config, device="meta", dtype=DTYPES[dtype])
+    optimizer = Recipe(dtype, state_bits=state_bits, rounding=rounding).make_optimizer(model.parameters())
     for p in model.parameters():
         p.grad = torch.empty_like(p)
     optimizer.step()
