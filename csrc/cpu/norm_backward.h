@@ -5,15 +5,23 @@
 
 #include "../launchers/norm.h"
 #include "norm_sweep.h"
+#include "stream_row.h"
 
 namespace pykernels::cpu {
 namespace {
+
+// Half lines of a row, streamed with loads between them that have the same low address bits, are slow, as on rows of a
+// multiple of 4 KiB: where a vector is less than a line, the row is streamed from a copy in the cache. Only elements of
+// two bytes: two rows of them fit the line of floats that is left of the scratch.
+template <class V, class T, bool kStream>
+inline constexpr bool kStaged = kStream && sizeof(T) == 2 && V::kWidth * sizeof(T) < 64;
 
 // R rows at a time: the weight and the sums along columns are then read once for R rows. With two, every pointer and
 // factor stays in a register of AVX2; four are slower.
 template <class V, class T, int R, bool kCentre, bool kGradH, bool kStream>
 void norm_backward_block(const NormBackward& args, int64_t m, const float* weights, float* weight_sums,
-                         float* bias_sums) {
+                         float* bias_sums, T* staged) {
+  using S = typename V::One;
   using F = typename V::F;
   const int64_t K = args.K;
   const F zero = V::set1(0.0f), one = V::set1(1.0f);
@@ -24,7 +32,7 @@ void norm_backward_block(const NormBackward& args, int64_t m, const float* weigh
     grad[r] = static_cast<const T*>(args.grad) + (m + r) * args.grad_stride;
     h[r] = static_cast<const T*>(args.h) + (m + r) * args.h_stride;
     grad_h[r] = static_cast<const T*>(args.grad_h) + (m + r) * args.grad_h_stride;
-    grad_x[r] = static_cast<T*>(args.grad_x) + (m + r) * K;
+    grad_x[r] = kStaged<V, T, kStream> ? staged + r * K : static_cast<T*>(args.grad_x) + (m + r) * K;
     mean[r] = V::set1(kCentre ? plain_nan(args.mean[m + r]) : 0.0f);
     rstd[r] = V::set1(plain_nan(args.rstd[m + r]));
   }
@@ -63,11 +71,13 @@ void norm_backward_block(const NormBackward& args, int64_t m, const float* weigh
       for (int r = 0; r < R; ++r)
         fetch(grad[r] + R * args.grad_stride, k, V::kWidth), fetch(h[r] + R * args.h_stride, k, V::kWidth);
     const F weight = weights != nullptr ? V::load_ordered(weights + k) : one;
-    F weight_sum = zero, bias_sum = zero;
+    F weight_sum = zero, bias_sum = zero, gs[R], hs[R];  // loaded ahead of the stores, whose low address bits may match
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) gs[r] = lanes.load(grad[r] + k), hs[r] = lanes.load(h[r] + k);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const F g = lanes.load(grad[r] + k);
-      F v = lanes.load(h[r] + k);
+      const F g = gs[r];
+      F v = hs[r];
       if constexpr (kCentre) v = V::sub(v, mean[r]);
       v = V::mul(v, rstd[r]);
       weight_sum = V::fma(g, v, weight_sum);
@@ -76,11 +86,13 @@ void norm_backward_block(const NormBackward& args, int64_t m, const float* weigh
       if constexpr (kCentre) out = V::sub(out, constant[r]);
       out = V::mul(V::fma(v, along[r], out), rstd[r]);
       if constexpr (kGradH) out = V::add(out, lanes.load(grad_h[r] + k));
-      lanes.template store<kStream>(grad_x[r] + k, out);
+      lanes.template store<kStream && !kStaged<V, T, kStream>>(grad_x[r] + k, out);
     }
     if (weight_sums != nullptr) V::store_ordered(weight_sums + k, V::add(V::load_ordered(weight_sums + k), weight_sum));
     if (bias_sums != nullptr) V::store_ordered(bias_sums + k, V::add(V::load_ordered(bias_sums + k), bias_sum));
   });
+  if constexpr (kStaged<V, T, kStream>)
+    stream_row<S>(staged, static_cast<T*>(args.grad_x) + m * K, R * K * static_cast<int64_t>(sizeof(T)));
 }
 
 template <class S, class T, bool kCentre, bool kGradH, bool kStream>
@@ -90,6 +102,7 @@ void norm_backward_chunks(const NormBackward& args, int64_t begin, int64_t end, 
   float* const weights = args.weight != nullptr ? scratch : nullptr;
   float* const weight_sums = args.weight_sums != nullptr ? scratch + line : nullptr;
   float* const bias_sums = args.bias_sums != nullptr ? scratch + 2 * line : nullptr;
+  T* const staged = reinterpret_cast<T*>(scratch + 3 * line);
   if (weights != nullptr) put_in_order<V>(args.weight, K, weights);
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     if (weight_sums != nullptr) std::fill_n(weight_sums, line, 0.0f);
@@ -97,8 +110,9 @@ void norm_backward_chunks(const NormBackward& args, int64_t begin, int64_t end, 
     int64_t m = chunk * args.chunk_rows;
     const int64_t last = std::min(args.M, m + args.chunk_rows);
     for (; m + 2 <= last; m += 2)
-      norm_backward_block<V, T, 2, kCentre, kGradH, kStream>(args, m, weights, weight_sums, bias_sums);
-    if (m < last) norm_backward_block<V, T, 1, kCentre, kGradH, kStream>(args, m, weights, weight_sums, bias_sums);
+      norm_backward_block<V, T, 2, kCentre, kGradH, kStream>(args, m, weights, weight_sums, bias_sums, staged);
+    if (m < last)
+      norm_backward_block<V, T, 1, kCentre, kGradH, kStream>(args, m, weights, weight_sums, bias_sums, staged);
     if (weight_sums != nullptr) take_in_order<V>(weight_sums, K, args.weight_sums + chunk * K);
     if (bias_sums != nullptr) take_in_order<V>(bias_sums, K, args.bias_sums + chunk * K);
   }

@@ -15,6 +15,7 @@ namespace {
 
 template <class S, class T>
 struct Twice {
+  using One = S;
   using F = typename S::Two;
   static constexpr int kWidth = 2 * S::kWidth;
 

@@ -133,7 +133,7 @@ def _stack(axis: Any, last: dict[str, dict[str, str]]) -> None:
     bars = axis.barh(labels, rest, left=left, label="gradients, temporaries", color=shades[-1])
     first = peaks[0] if peaks else 1.0
     axis.bar_label(bars, [f"{peak:.0f} MB, {100 * peak / first:.0f} %" for peak in peaks], padding=3)
-    axis.margins(x=0.25)
+    axis.margins(x=0.35)
     axis.invert_yaxis()
     axis.set(title="peak of a training step, on each rank", xlabel="MB")
     axis.legend(loc="lower right")

@@ -77,6 +77,7 @@ def full_state(rank: Rank) -> None:
     assert_equal(_everything(other, second), _everything(model, optimizer))
     # As it was kept before: one int16 for each element.
     old = optimizer.state_dict()
+    old["state"] = {key: dict(each) for key, each in old["state"].items()}
     for each in old["state"].values():
         low = each["master_low"]
         words = low.to_local().view(torch.int16).squeeze(-1)
