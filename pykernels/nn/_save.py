@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import functional as F
+from ._hooks import HOOKS
 from .layer_norm import LayerNorm
 from .rms_norm import RMSNorm
 
 SAVE = ("all", "inputs+preact", "int8", "recompute_mlp", "recompute_qkv", "checkpoint")
 GROUP = 128  # columns that share a scale in INT8: 3 % more than the codes, and a fraction of a row's error
 RECOMPUTES_MLP = ("recompute_mlp", "recompute_qkv")
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def check_save(save: Any) -> str:
@@ -58,7 +58,7 @@ def group_size(save: str) -> int | None:
 
 def untouched(module: nn.Module) -> bool:
     """Nobody hooked the module or replaced its forward, so that its parameters say all that it does."""
-    return not any(getattr(module, hooks) for hooks in _HOOKS) and "forward" not in module.__dict__
+    return not any(getattr(module, hooks) for hooks in HOOKS) and "forward" not in module.__dict__
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

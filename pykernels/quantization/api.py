@@ -8,19 +8,10 @@ import torch
 from torch import nn
 
 from .. import nn as pnn
+from ..nn._hooks import HOOKS
 from .config import BF16Config, FP16Config, Int8TrainingConfig, Int8WeightConfig, QuantizationConfig
 from .places import FilterFn, Place, find_places, skip_reason, tied_names
 from .report import Converted, QuantizationReport, Skipped, model_bytes, storage_bytes
-
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-)
 
 
 def quantize_(model: nn.Module, config: QuantizationConfig, filter_fn: FilterFn | None = None) -> QuantizationReport:
@@ -110,7 +101,7 @@ def _converted(place: Place, after: nn.Module, note: str) -> Converted:
 
 def _swap(place: Place, after: nn.Module) -> None:
     # Share the dicts themselves: a RemovableHandle made before still removes its hook.
-    for hooks in _HOOKS:
+    for hooks in HOOKS:
         after.__dict__[hooks] = place.module.__dict__[hooks]
     for parent, attribute in place.holders:
         parent._modules[attribute] = after
