@@ -98,7 +98,9 @@ def test_unfuse_restores_bit_for_bit(family: str) -> None:
     before = {name: (id(module), type(module), dict(vars(module))) for name, module in model.named_modules()}
     keys, parameters = list(model.state_dict()), {n: id(p) for n, p in model.named_parameters()}
     expected = logits(model, inputs)
+    random = torch.get_rng_state()
     report = fuse_(model)
+    assert torch.equal(torch.get_rng_state(), random), "a script that fuses draws the same numbers afterwards"
     assert list(model.state_dict()) == keys and {n: id(p) for n, p in model.named_parameters()} == parameters
     assert all(id(module) == before[name][0] for name, module in model.named_modules())
     assert all(isinstance(module, before[name][1]) for name, module in model.named_modules())

@@ -10,15 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-)
+from ...nn._hooks import HOOKS
+
 SIZE = 8  # columns of a made-up residual stream
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
@@ -36,7 +29,8 @@ def numbers(*shape: int, seed: float = 0.0) -> Tensor:
 
 def linear(inputs: int, outputs: int, bias: bool = False, seed: float = 0.0) -> nn.Linear:
     """A torch.nn.Linear of made-up numbers."""
-    layer = nn.Linear(inputs, outputs, bias, device="cpu", dtype=torch.float32)
+    # Not initialised: that would draw from the random state.
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias, device="cpu", dtype=torch.float32)
     layer.weight = nn.Parameter(numbers(outputs, inputs, seed=seed) / inputs**0.5)
     if bias:
         layer.bias = nn.Parameter(numbers(outputs, seed=seed + 1))
@@ -47,7 +41,7 @@ def skeleton(module: nn.Module, children: dict[str, nn.Module | None], **attribu
     """A module of the same class and settings with other children, no hooks, and parameters of its own on the CPU."""
     small = object.__new__(type(module))
     small.__dict__.update(module.__dict__)
-    small.__dict__.update({name: OrderedDict() for name in _HOOKS})
+    small.__dict__.update({name: OrderedDict() for name in HOOKS})
     small.__dict__.pop("forward", None)
     small.__dict__["training"] = False
     small.__dict__["_modules"] = dict(children)
