@@ -11,6 +11,7 @@
 
 #pragma GCC target("avx2,fma,f16c")
 #include "int8_matmul_tile_avx2.h"
+#include "panel_plan_avx2.h"
 
 namespace pykernels::cpu {
 namespace avx2 {
@@ -18,9 +19,6 @@ namespace {
 
 // 16 columns of this many quads are 16 KiB: half of a first-level cache.
 constexpr int64_t kBlockQuads = 128;
-// Rows of a block along K (192 KiB) and products (96 KiB) that an item keeps in a second-level cache.
-constexpr int64_t kItemRows = 192;
-constexpr int64_t kItemColumns = 128;
 
 using Interleave = void (*)(const int8_t*, int64_t, int64_t, int32_t*, int32_t*);
 constexpr Interleave kInterleave[kTileRows] = {interleave_rows<1>, interleave_rows<2>, interleave_rows<3>,
@@ -112,14 +110,9 @@ Int8MatmulPlan plan(const Int8Matmul& args) {
     plan.tile_items = (args.N + 63) / 64;
   } else {
     plan.row_bytes = 2 * avx2::padded_codes(args.K);
-    plan.row_items = (args.M + avx2::kTileRows - 1) / avx2::kTileRows;
-    const int64_t parts = (args.M + avx2::kItemRows - 1) / avx2::kItemRows;
-    plan.rows_per_item = (plan.row_items + parts - 1) / parts * avx2::kTileRows;
-    plan.columns_per_item = avx2::kItemColumns;
-    const auto panels = [&] { return (args.N + plan.columns_per_item - 1) / plan.columns_per_item; };
-    // Narrower where there are few, so that every thread finds work.
-    while (plan.columns_per_item > avx2::kTileColumns && panels() * parts < 16) plan.columns_per_item /= 2;
-    plan.tile_items = panels() * ((args.M + plan.rows_per_item - 1) / plan.rows_per_item);
+    const int64_t tiles = (args.M + avx2::kTileRows - 1) / avx2::kTileRows;
+    const auto found = avx2::plan_panels(plan, args.M, args.N, tiles, avx2::kTileRows, avx2::kTileColumns);
+    plan.tile_items = found.panels * ((args.M + plan.rows_per_item - 1) / plan.rows_per_item);
   }
   plan.workspace_bytes = Int8Workspace::bytes(args.M, plan.row_bytes);
   return plan;

@@ -13,6 +13,7 @@
 
 #pragma GCC target("avx2,fma,f16c")
 #include "int8_weight_only_linear_avx2.h"
+#include "panel_plan_avx2.h"
 
 namespace pykernels::cpu {
 namespace avx2 {
@@ -23,9 +24,6 @@ constexpr int kTileColumns = 16;
 // A strip of this many steps along K is 16 KiB: half of a first-level cache.
 constexpr int64_t kBlock = 256;
 constexpr int64_t kChunk = 16;  // codes of a column expanded at a time
-// Rows of a block along K (192 KiB) and products (96 KiB) that an item keeps in a second-level cache.
-constexpr int64_t kItemRows = 192;
-constexpr int64_t kItemColumns = 128;
 
 // M rows in tiles of almost equal height, because short tiles wait for their sums; parts are whole tiles.
 struct Tiling {
@@ -217,14 +215,8 @@ Int8MatmulPlan plan(const Int8WeightOnly& args) {
   } else {
     const Tiling tiling(args.M);
     plan.row_bytes = args.K * 4;
-    plan.row_items = tiling.tiles;
-    const int64_t parts = (args.M + kItemRows - 1) / kItemRows;
-    plan.rows_per_item = (tiling.tiles + parts - 1) / parts * kTileRows;
-    plan.columns_per_item = kItemColumns;
-    const auto panels = [&] { return (args.N + plan.columns_per_item - 1) / plan.columns_per_item; };
-    // Narrower where there are few, so that every thread finds work.
-    while (plan.columns_per_item > kTileColumns && panels() * parts < 16) plan.columns_per_item /= 2;
-    plan.tile_items = panels() * parts;
+    const Panels found = plan_panels(plan, args.M, args.N, tiling.tiles, kTileRows, kTileColumns);
+    plan.tile_items = found.panels * found.parts;
   }
   plan.workspace_bytes = args.M * plan.row_bytes;
   return plan;
