@@ -202,7 +202,7 @@ class TestNothingHalfDone:
     def test_non_finite_weights(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         state = {"a.weight": torch.ones(3, 4), "b.weight": torch.tensor([[1.0, float("nan")]])}
         save_file(state, tmp_path / "in.safetensors")
-        assert main([str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")]) == 1
+        assert main([str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")]) == 2
         assert "b.weight: got NaN or infinite weights" in capsys.readouterr().err
         assert only(tmp_path) == ["in.safetensors"]
 
@@ -211,7 +211,7 @@ class TestNothingHalfDone:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(convert, "write_header", full)
-        assert main([str(source), str(tmp_path / "out.safetensors")]) == 1
+        assert main([str(source), str(tmp_path / "out.safetensors")]) == 2
         assert "No space left" in capsys.readouterr().err
         assert only(tmp_path) == ["in.safetensors"]
 
@@ -314,7 +314,7 @@ def test_folders_with_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for key, file in index["weight_map"].items():
         assert key in load_file(tmp_path / "out" / file)
     assert "proj.scale" in index["weight_map"] and set(state) <= set(index["weight_map"])
-    assert main([str(folder), str(tmp_path / "out")]) == 1
+    assert main([str(folder), str(tmp_path / "out")]) == 2
     assert "exists already" in capsys.readouterr().err
     (folder / "model-2.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="not a safetensors"):

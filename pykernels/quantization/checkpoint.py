@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _termination_as_exception(), _bar() as progress:
             report = convert(arguments.source, arguments.target, selection, progress)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        print(f"quantize: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"interrupted: {arguments.target} was not written", file=sys.stderr)
         return 130
