@@ -205,8 +205,7 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 def run_backward(ctx: Any, op: Any, grad: Tensor | None, grad_h: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias, residual, eps, weight_offset and keep_h, through the backward operator."""
-    needs = [*ctx.needs_input_grad, False, False, False]  # arguments left at their defaults have no entry
-    needs_x, needs_weight, needs_bias, needs_residual = needs[:4]
+    needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
     grad_x, grad_weight, grad_bias = grad_h, None, None
     if grad is not None:
         h, weight, *statistics = ctx.saved_tensors

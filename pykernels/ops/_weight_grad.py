@@ -1,7 +1,5 @@
 """What the backward of a linear layer with a frozen int8 weight needs: grad @ dequantised weight, a slice at a time."""
 
-from typing import Any
-
 import torch
 
 SLICE = 1024  # output columns whose weight is dequantised at once
@@ -28,8 +26,3 @@ def _grad_input(grad: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -
             part = part * scale[rows, None]
         total = total.addmm(grad[:, rows].float(), part)
     return total
-
-
-def needs(ctx: Any, index: int) -> bool:
-    """Whether input `index` wants a gradient; inputs left at their defaults have no entry at all."""
-    return index < len(ctx.needs_input_grad) and ctx.needs_input_grad[index]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from . import _autograd
 from ._checks import check, check_device, check_dim, check_dtype, names_argument
 from ._planned import device_type
 from ._segment_call import FLOATS64, refuse_second_backward
@@ -212,8 +213,8 @@ def backward(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Tensor | None, ...]:
 
 _library.define(SCHEMA, reference, fake, composite=True)
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, composite=True)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward(NAME), lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
+_autograd.register(BACKWARD, refuse_second_backward(NAME))
 
 
 @names_argument

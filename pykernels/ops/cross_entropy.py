@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from . import _autograd
 from ._checks import names_argument
 from ._cross_entropy import (
     capped,
@@ -152,8 +153,8 @@ def refuse_second_backward(ctx: Any, *grads: Tensor) -> None:
 
 _library.define(SCHEMA, reference, fake)
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward, lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
+_autograd.register(BACKWARD, refuse_second_backward)
 
 
 @names_argument

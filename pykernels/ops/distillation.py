@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from . import _autograd
 from ._checks import FLOATS, check, check_device, check_dtype, names_argument
 
 NAME = "distillation_rows"
@@ -222,8 +223,8 @@ def refuse_second_backward(ctx: Any, *grads: Tensor) -> None:
 _library.define(SCHEMA, reference, fake, triton="distillation")
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, triton="distillation")
 _library.define(INPLACE_SCHEMA, inplace_reference, inplace_fake, triton="distillation")
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward, lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
+_autograd.register(BACKWARD, refuse_second_backward)
 
 
 def one_of(op: str, name: str, got: object, table: dict[str, int]) -> int:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from .. import _library
+from . import _autograd
 from ._checks import FLOATS, check, check_device, check_dtype, names_argument
 from ._numerics import philox
-from ._weight_grad import needs
 
 NAME = "dropout"
 SCHEMA = f"{NAME}(Tensor x, Tensor? residual, float p, Tensor key) -> Tensor"
@@ -71,12 +71,12 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> No
 
 def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     (key,) = ctx.saved_tensors
-    grad_x = torch.ops.pykernels.dropout(grad, None, ctx.p, key).to(ctx.x_dtype) if needs(ctx, 0) else None
-    return grad_x, grad if needs(ctx, 1) else None, None, None
+    grad_x = torch.ops.pykernels.dropout(grad, None, ctx.p, key).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+    return grad_x, grad if ctx.needs_input_grad[1] else None, None, None
 
 
 _library.define(SCHEMA, reference, fake)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
 
 
 def dropout_key(seed: int | None = None, offset: int = 0) -> torch.Tensor:

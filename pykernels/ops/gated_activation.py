@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .. import _library
-from . import quantize_rowwise
+from . import _autograd, quantize_rowwise
 from ._checks import FLOATS, check, check_device, check_dtype, dtype_name, names_argument
 from ._enums import GATED_ACTIVATIONS, gelu_code
 
@@ -208,10 +208,8 @@ _library.define(
     reference_quantized,
     fake_quantized,
 )
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(
-    f"pykernels::{BACKWARD}", backward_twice, setup_context=setup_context_twice, lib=_library.LIB
-)
+_autograd.register(NAME, backward, setup_context)
+_autograd.register(BACKWARD, backward_twice, setup_context_twice)
 
 
 def _call(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from . import _autograd
 from . import _segment as segment
 from . import _segment_call as call
 from ._checks import check, check_device, names_argument
@@ -145,8 +146,8 @@ def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 _library.define(SCHEMA, reference, fake, composite=True)
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, composite=True)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", call.refuse_second_backward(NAME), lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
+_autograd.register(BACKWARD, call.refuse_second_backward(NAME))
 
 
 @names_argument

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 
 from .. import _library
+from . import _autograd
 from ._autocast import autocast
 from ._checks import FLOATS, check, check_device, check_dtype, check_vector, names
-from ._weight_grad import SLICE, needs
+from ._weight_grad import SLICE
 from .int8_block_scaled_matmul import BLOCK, check_block_scale
 from .int8_linear import check_weight
 from .quantize_blockwise import expand_blocks
@@ -74,9 +75,9 @@ def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     weight, weight_scale = ctx.saved_tensors
     flat = grad.reshape(-1, weight.shape[0])
     grad_x = grad_bias = None
-    if needs(ctx, 0):
+    if ctx.needs_input_grad[0]:
         grad_x = grad_input(flat, weight, weight_scale).to(ctx.x_dtype).reshape(ctx.x_shape)
-    if needs(ctx, 3):
+    if ctx.needs_input_grad[3]:
         grad_bias = flat.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
     return grad_x, None, None, grad_bias, None
 
@@ -95,7 +96,7 @@ def grad_input(grad: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) ->
 
 
 _library.define(SCHEMA, reference, fake, composite=True)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
 
 
 def int8_block_scaled_linear(

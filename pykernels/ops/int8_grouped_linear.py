@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 import torch
 
 from .. import _library
-from . import int8_grouped_matmul, quantize_rowwise
+from . import _autograd, int8_grouped_matmul, quantize_rowwise
 from ._autocast import autocast
 from ._checks import FLOATS, check, check_dtype, names
 from ._enums import ACTIVATIONS, activation_code
@@ -76,7 +76,7 @@ def backward(ctx: Any, grad: torch.Tensor) -> NoReturn:
 
 
 _library.define(SCHEMA, reference, fake)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, lib=_library.LIB)
+_autograd.register(NAME, backward)
 
 
 def int8_grouped_linear(

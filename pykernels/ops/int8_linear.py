@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .. import _library
-from . import int8_matmul, quantize_rowwise
+from . import _autograd, int8_matmul, quantize_rowwise
 from ._checks import (
     FLOATS,
     check,
@@ -19,7 +19,7 @@ from ._checks import (
 )
 from ._enums import ACTIVATIONS
 from ._epilogue import activate, check_epilogue
-from ._weight_grad import grad_input, needs
+from ._weight_grad import grad_input
 
 NAME = "int8_linear"
 SCHEMA = (
@@ -109,7 +109,7 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> No
 
 def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     weight, weight_scale, x, bias, x_scale = ctx.saved_tensors
-    grad_residual = grad.to(ctx.residual_dtype) if needs(ctx, 4) else None
+    grad_residual = grad.to(ctx.residual_dtype) if ctx.needs_input_grad[4] else None
     if ctx.activation != ACTIVATIONS[None]:
         pre = torch.ops.pykernels.int8_linear(x, weight, weight_scale, bias, None, 0, x_scale, torch.float32)
         with torch.enable_grad():
@@ -117,12 +117,12 @@ def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             (grad,) = torch.autograd.grad(activate(pre, ctx.activation), pre, grad.float())
     flat = grad.reshape(-1, weight.shape[0])
     grad_x = grad_bias = None
-    if needs(ctx, 0):
+    if ctx.needs_input_grad[0]:
         grad_x = grad_input(flat, weight, weight_scale, ctx.x_dtype).reshape(ctx.x_shape)
-    if needs(ctx, 3):
+    if ctx.needs_input_grad[3]:
         grad_bias = flat.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
     return grad_x, None, None, grad_bias, grad_residual, None, None, None
 
 
 _library.define(SCHEMA, reference, fake)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from .. import _library
+from . import _autograd
 from ._checks import FLOATS, check, check_device, check_dtype
-from ._weight_grad import grad_input, needs
+from ._weight_grad import grad_input
 from .int8_linear import check_weight
 
 NAME = "int8_linear_outliers"
@@ -109,15 +110,15 @@ def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     weight, weight_scale, columns, weight_fp = ctx.saved_tensors
     flat = grad.reshape(-1, weight.shape[0])
     grad_x = grad_bias = None
-    if needs(ctx, 0):
+    if ctx.needs_input_grad[0]:
         grad_x = grad_input(flat, weight, weight_scale, torch.float32)
         if columns is not None:
             grad_x = grad_x.index_copy(1, columns, flat.float() @ weight_fp.float())
         grad_x = grad_x.to(ctx.x_dtype).reshape(ctx.x_shape)
-    if needs(ctx, 3):
+    if ctx.needs_input_grad[3]:
         grad_bias = flat.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
     return grad_x, None, None, grad_bias, None, None, None, None
 
 
 _library.define(SCHEMA, reference, fake, composite=True)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _library
-from . import int8_matmul, quantize_colwise, quantize_rowwise  # noqa: F401 the operators this one is made of
+from . import _autograd, int8_matmul, quantize_colwise, quantize_rowwise  # noqa: F401 the operators this one is made of
 from ._autocast import autocast
 from ._checks import MAX_K, check, check_device, check_dim, check_float_input
 
@@ -204,8 +204,8 @@ def refuse_second_backward(ctx: Any, *grads: Tensor) -> None:
 
 _library.define(SCHEMA, reference, fake, composite=True)
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, composite=True)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward, lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
+_autograd.register(BACKWARD, refuse_second_backward)
 
 
 def _quantize_activation(source: Tensor, x: Tensor, rows: bool, columns: bool) -> tuple[Tensor | None, ...]:

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as tf
 
 from .. import _library
+from . import _autograd
 from ._checks import check, check_device, check_dtype, check_vector
 from ._enums import ACTIVATIONS
 from ._epilogue import activate, check_epilogue
-from ._weight_grad import grad_input, needs
+from ._weight_grad import grad_input
 from .int8_linear import check_weight
 
 NAME = "int8_weight_only_linear"
@@ -80,12 +81,12 @@ def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             (grad,) = torch.autograd.grad(activate(pre, ctx.activation), pre, grad.float())
     flat = grad.reshape(-1, weight.shape[0])
     grad_x = grad_bias = None
-    if needs(ctx, 0):
+    if ctx.needs_input_grad[0]:
         grad_x = grad_input(flat, weight, weight_scale, ctx.x_dtype).reshape(ctx.x_shape)
-    if needs(ctx, 3):
+    if ctx.needs_input_grad[3]:
         grad_bias = flat.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
     return grad_x, None, None, grad_bias, None
 
 
 _library.define(SCHEMA, reference, fake)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)

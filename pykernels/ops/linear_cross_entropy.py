@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from . import _autograd
 from ._autocast import autocast
 from ._checks import check, names_argument
 from ._chunks import product_dtype, wide_dtype
@@ -124,11 +125,9 @@ def refuse_second_backward(ctx: Any, *grads: Tensor) -> None:
 _library.define(SCHEMA, forward, fake, composite=True, triton=NAME)  # its kernel never writes a logit
 _library.define(BACKWARD_SCHEMA, recompute, recompute_fake, composite=True)
 _library.define(GRADIENTS_SCHEMA, gradients, gradients_fake, composite=True)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(
-    f"pykernels::{GRADIENTS}", backward_gradients, setup_context=setup_gradients, lib=_library.LIB
-)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward, lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
+_autograd.register(GRADIENTS, backward_gradients, setup_gradients)
+_autograd.register(BACKWARD, refuse_second_backward)
 
 
 def default_strategy(input: Tensor, weight: Tensor, reduction: str) -> str:

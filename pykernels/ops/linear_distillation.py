@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from . import _autograd
 from ._checks import FLOATS, check, check_device, check_dtype, check_vector
 from ._vocabulary import Vocabulary, add_weight_gradient, chunks, compute_dtype
 from .distillation import REDUCTIONS, SPEC, check_target, rows_that_count
@@ -242,5 +243,5 @@ def refuse_second_backward(ctx: Any, *grads: Tensor) -> None:
 
 _library.define(SCHEMA, reference, fake, composite=True)
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, composite=True)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", refuse_second_backward, lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
+_autograd.register(BACKWARD, refuse_second_backward)

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from . import (
+    _autograd,
+    rope,  # noqa: F401 an operator used
+)
 from . import _segment as segment
 from . import _segment_call as call
 from . import attention as core
-from . import rope  # noqa: F401 an operator used
 from ._checks import check, check_dim, names_argument
 from ._segment import LAYER, NO_NORM, Norm
 
@@ -247,15 +250,13 @@ def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
         to_norm_bias if wants[2] else None,
         segment.spread(found, wanted, 3),
         segment.spread(found_biases, [ctx.biased.index(place) for place in wanted_biases], len(biases)),
-        None if ctx.biased else [],  # PyTorch takes an empty list of numbers for one of tensors
-        *[None] * 11,
     )
 
 
 _library.define(SCHEMA, reference, fake, composite=True)
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, composite=True)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", call.refuse_second_backward(NAME), lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
+_autograd.register(BACKWARD, call.refuse_second_backward(NAME))
 
 
 @names_argument

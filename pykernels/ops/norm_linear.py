@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from . import _autograd
 from . import _segment as segment
 from . import _segment_call as call
 from ._checks import check, names_argument
@@ -220,15 +221,13 @@ def backward(ctx: Any, grads: list[Tensor | None], grad_y: Tensor | None, grad_h
             None if grad is None or not need else segment.rows(grad).sum(0).to(dtype)
             for grad, need, dtype in zip((grads[p] for p in ctx.biased), needs_biases, ctx.bias_dtypes, strict=True)
         ],
-        None if ctx.biased else [],  # PyTorch takes an empty list of numbers for one of tensors
-        *[None] * 6,
     )
 
 
 _library.define(SCHEMA, reference, fake, composite=True)
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, composite=True)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", call.refuse_second_backward(NAME), lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
+_autograd.register(BACKWARD, call.refuse_second_backward(NAME))
 
 
 @names_argument

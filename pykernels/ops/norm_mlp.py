@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from . import _autograd
 from . import _segment as segment
 from . import _segment_call as call
 from ._checks import check, names_argument
@@ -233,15 +234,13 @@ def backward(ctx: Any, grad: Tensor | None, grad_y: Tensor | None, grad_h: Tenso
         to_norm_bias if needs_norm[1] else None,
         to_weights,
         to_biases,
-        None if ctx.biased else [],  # PyTorch takes an empty list of numbers for one of tensors
-        *[None] * 6,
     )
 
 
 _library.define(SCHEMA, reference, fake, composite=True)
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, composite=True)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", call.refuse_second_backward(NAME), lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
+_autograd.register(BACKWARD, call.refuse_second_backward(NAME))
 
 
 @names_argument

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from . import _norm
+from . import _autograd, _norm
 from ._checks import names_argument
 
 NAME = "rms_norm"
@@ -101,9 +101,9 @@ def backward(ctx: Any, grad: Tensor | None, grad_h: Tensor | None, *statistics: 
 _library.define(SCHEMA, reference, fake)
 _library.define(QUANTIZED_SCHEMA, quantized_reference, quantized_fake, triton=NAME)
 _library.define(BACKWARD_SCHEMA, backward_reference, backward_fake, triton=NAME)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=_norm.setup_context, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{QUANTIZED}", _norm.refuse_gradient, lib=_library.LIB)
-torch.library.register_autograd(f"pykernels::{BACKWARD}", _norm.refuse_gradient, lib=_library.LIB)
+_autograd.register(NAME, backward, _norm.setup_context)
+_autograd.register(QUANTIZED, _norm.refuse_gradient)
+_autograd.register(BACKWARD, _norm.refuse_gradient)
 
 
 @names_argument

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from .. import _library
+from . import _autograd
 from ._checks import FLOATS, check, check_device, check_dim, check_dtype, names_argument
-from ._weight_grad import needs
 
 NAME = "rope"
 SCHEMA = (
@@ -137,7 +137,10 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor,
 def backward(ctx: Any, grad_q: torch.Tensor | None, grad_k: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     """The same rotation the other way: the matrix of a rotation is orthogonal."""
     cos, sin, position_ids = ctx.saved_tensors
-    grads = [grad if needs(ctx, place) and grad is not None else None for place, grad in enumerate((grad_q, grad_k))]
+    grads = [
+        grad if ctx.needs_input_grad[place] and grad is not None else None
+        for place, grad in enumerate((grad_q, grad_k))
+    ]
     rest = (cos, sin, position_ids, ctx.interleaved, not ctx.inverse)
     op = torch.ops.pykernels.rope
     if grads[0] is not None:
@@ -149,7 +152,7 @@ def backward(ctx: Any, grad_q: torch.Tensor | None, grad_k: torch.Tensor | None)
 
 
 _library.define(SCHEMA, reference, fake)
-torch.library.register_autograd(f"pykernels::{NAME}", backward, setup_context=setup_context, lib=_library.LIB)
+_autograd.register(NAME, backward, setup_context)
 
 
 @names_argument
