@@ -91,7 +91,7 @@ class Bucket:
         return result, _all_gather(result.view(-1), mine, group=self.group, async_op=True)
 
 
-def split(tensors: list[torch.Tensor], group: dist.ProcessGroup, max_bytes: int) -> list[Bucket]:
+def split(tensors: list[torch.Tensor], max_bytes: int) -> list[list[torch.Tensor]]:
     """Buckets of at most max_bytes (or one tensor), in the order of `tensors`, each of one dtype and device."""
     open_: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
     sizes: dict[tuple[torch.dtype, torch.device], int] = {}
@@ -100,9 +100,9 @@ def split(tensors: list[torch.Tensor], group: dist.ProcessGroup, max_bytes: int)
         key = (tensor.dtype, tensor.device)
         size = tensor.numel() * tensor.element_size()
         if open_.get(key) and sizes[key] + size > max_bytes:
-            buckets.append(Bucket(open_.pop(key), group))
+            buckets.append(open_.pop(key))
         if key not in open_:
             open_[key], sizes[key] = [], 0
         open_[key].append(tensor)
         sizes[key] += size
-    return buckets + [Bucket(tensors, group) for tensors in open_.values()]
+    return [*buckets, *open_.values()]

@@ -16,6 +16,9 @@ from ..optim._shard import as_dtensor, local
 from . import _buckets
 from ._mirror import Inner, MirrorOptimizer
 
+BUCKET_BYTES = 32 << 20
+IN_FLIGHT = 2  # buckets that are reduced, or gathered, at a time
+
 
 class ReplicatedOptimizer(MirrorOptimizer):
     """Reduces gradients while backward runs, updates this rank's rows of each parameter, gathers the rows of the
@@ -26,10 +29,11 @@ class ReplicatedOptimizer(MirrorOptimizer):
     mesh: one dimension, or two: replicas by shards.
 
     As a bucket of gradients (bucket_bytes, in the reverse order of `params`) is complete its reduce-scatter starts, in
-    reduce_dtype (None: the gradient's). After backward, p.grad is a DTensor of the parameter's shape that keeps this
-    rank's rows of the mean, so gradients take the memory of stage 2 from there on, and clip_grad_norm_ works; a
-    parameter with no gradient on any rank has none. Backward adds to gradients that are there, as always. Gradients
-    that are assigned by hand count as reduced.
+    reduce_dtype (None: the gradient's), and the one before the last is waited for: two whole buckets and the one that
+    fills are there at a time, of the others this rank's rows. (So a backward with collectives of its own must give
+    every rank gradients of the same parameters.) After backward, p.grad is a DTensor of the parameter's shape that
+    keeps this rank's rows of the mean, and clip_grad_norm_ works; a parameter with no gradient on any rank has none.
+    Backward adds to gradients that are there, as always. Gradients that are assigned by hand count as reduced.
     """
 
     def __init__(
@@ -38,7 +42,7 @@ class ReplicatedOptimizer(MirrorOptimizer):
         optimizer_cls: Inner,
         mesh: DeviceMesh,
         *,
-        bucket_bytes: int = 32 << 20,
+        bucket_bytes: int = BUCKET_BYTES,
         reduce_dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
@@ -58,7 +62,8 @@ class ReplicatedOptimizer(MirrorOptimizer):
         """As of any optimizer."""
         super().add_param_group(param_group)
         new = [p for p in self.param_groups[-1]["params"] if p.requires_grad]
-        for bucket in _buckets.split(new[::-1], self._group, self._bucket_bytes):
+        for tensors in _buckets.split(new[::-1], self._bucket_bytes):
+            bucket = _buckets.Bucket(tensors, self._group)
             for i, p in enumerate(bucket.tensors):
                 self._where[p] = len(self._buckets), i
                 # The first runs before autograd adds to p.grad, the second after it.
@@ -139,6 +144,12 @@ class ReplicatedOptimizer(MirrorOptimizer):
             self._arrived[b].add(i)
 
     def _launch(self, b: int) -> None:
+        if (done := b - IN_FLIGHT) >= 0:
+            part, work = self._works[done]
+            work.wait()
+            self._works[done] = part, None  # gloo's work keeps a copy of the buffer
+            self._buffers.pop(done)
+            del work
         self._works.append(self._buckets[b].reduce_scatter(self._buffers[b]))
 
     @torch.no_grad()
@@ -151,8 +162,10 @@ class ReplicatedOptimizer(MirrorOptimizer):
             self._launch(b)
         arrived, works = self._arrived, self._works
         for b, (bucket, (part, work)) in enumerate(zip(self._buckets, works, strict=True)):
-            work.wait()
-            self._buffers.pop(b)
+            if work is not None:
+                work.wait()
+            works[b] = part, None
+            self._buffers.pop(b, None)
             if self._replicas is not None:
                 dist.all_reduce(part, group=self._replicas)
             # Only a rank that missed a gradient asks whether another had it: that is a host synchronisation.
@@ -208,3 +221,4 @@ class ReplicatedOptimizer(MirrorOptimizer):
                 for i, p in enumerate(done.tensors):
                     # .data: an optimizer inside must not take these for changes from outside its own rows.
                     done.unpack(i, buffer, p.data)
+                del buffer, work

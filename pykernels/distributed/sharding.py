@@ -61,7 +61,7 @@ def zero(
         for name, p in model.named_parameters():
             if p.device.type != mesh.device_type:
                 raise ValueError(f"zero: expected {name} on the mesh's {mesh.device_type}, got it on {p.device}")
-    units = _units(model) if units is None else _checked_units(model, units)
+    units = units_of(model) if units is None else _checked_units(model, units)
     # Refuses what the optimizer would refuse, before the model is changed.
     optimizer_cls([nn.Parameter(torch.empty(0))], **optim_kwargs)
     if broadcast:
@@ -81,7 +81,8 @@ def zero(
         fully_shard(
             module,
             mesh=mesh,
-            reshard_after_forward=stage == 3,
+            # None is FSDP2's default: what is in no unit stays gathered after forward, as backward begins with it.
+            reshard_after_forward=None if stage == 3 else False,
             mp_policy=MixedPrecisionPolicy(reduce_dtype=reduce_dtype),
             offload_policy=policy,
         )
@@ -123,7 +124,7 @@ def _device_type() -> str:
     return "cuda" if torch.cuda.is_available() and "nccl" in dist.get_backend() else "cpu"
 
 
-def _units(model: nn.Module) -> list[nn.Module]:
+def units_of(model: nn.Module) -> list[nn.Module]:
     """The elements of the outermost ModuleLists and ModuleDicts that have parameters and are called."""
     found: list[nn.Module] = []
 
