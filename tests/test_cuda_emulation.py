@@ -302,6 +302,63 @@ def test_int8_grouped_matmul_counts_that_cannot_be(library: ctypes.CDLL) -> None
         assert torch.equal(got, torch.einsum("tk,tnk->tn", a.int(), b[expert].int()).int())
 
 
+def block_scaled(library, m: int, n: int, k: int, bias, out_dtype, schedule, sms: int, misalign: int = 0, pad: int = 0):
+    """Codes of every value, the extremes among them, and scales over several binades; what was wanted and written."""
+    g = torch.Generator().manual_seed(m * n + k)
+    a, b, blocks = int8(g, m, k), int8(g, n, k), -(-k // 128)
+    a[0, : min(k, 128)] = b[0, : min(k, 128)] = -128  # the largest sum of a block
+    a_scale = torch.exp2(torch.randn(m, blocks, generator=g) * 2)
+    b_scale = torch.exp2(torch.randn(-(-n // 128), blocks, generator=g) * 2) * 2.0**-16
+    ga, gb = (emu.Guarded(torch.nn.functional.pad(t, (0, pad), value=77), misalign) for t in (a, b))
+    held = [emu.Guarded(a_scale), emu.Guarded(b_scale)]
+    gout = emu.Guarded(torch.full((m, n), float("nan"), dtype=out_dtype))
+    e = emu.Epilogue(out=gout.address, out_stride=n, out_dtype=emu.DTYPES[out_dtype])
+    if bias is not None:
+        held.append(emu.Guarded(bias))
+        e.bias, e.bias_dtype = held[-1].address, emu.DTYPES[bias.dtype]
+    scales = held[0].address, held[1].address
+    p = emu.Int8BlockScaled(ga.address, k + pad, scales[0], gb.address, k + pad, scales[1], blocks, m, n, k, e)
+    work = lambda: library.emulated_int8_block_scaled_matmul(ctypes.byref(p))  # noqa: E731
+    emu.run_under(work, library, deferred=schedule[0], seed=schedule[1], sms=sms)
+
+    spread = lambda scale, tile, of: scale.double().repeat_interleave(tile, 0)[: of.shape[0]]  # noqa: E731
+    terms = []
+    for block in range(blocks):
+        at = slice(block * 128, block * 128 + 128)
+        factor = spread(a_scale[:, block], 1, a)[:, None] * spread(b_scale[:, block], 128, b)
+        terms.append((a[:, at].double() @ b[:, at].double().T) * factor)
+    last = torch.zeros(m, n, dtype=torch.float64) + (0 if bias is None else bias.double())
+    want, size = sum(terms, last), sum((term.abs() for term in terms), last.abs())
+    # The product of the scales, and each addition that follows, rounds; a block's own sum is exact.
+    bound = torch.finfo(out_dtype).eps / 2 * want.abs() + (2 + blocks / 2) * 2.0**-24 * size
+    error = (gout.tensor.double() - want).abs()
+    assert bool((error <= bound).all()), f"worst {float((error / bound).max())} of the bound"
+
+
+# Few rows (tiles of 16 x 32), small and large tiles (by sms); less than a block of K, one, and a ragged last; fewer
+# blocks than stages and more; a second tile of b's scales in N, ragged; two bands of tiles.
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("sms", [1, 132], ids=["large tiles", "small tiles"])
+@pytest.mark.parametrize(
+    "m,n,k",
+    [(1, 1, 16), (16, 200, 900), (5, 33, 128), (17, 9, 1), (65, 130, 112), (129, 129, 640), (520, 65, 16)],
+)
+def test_int8_block_scaled_matmul(library: ctypes.CDLL, m: int, n: int, k: int, sms: int, schedule) -> None:
+    bias = torch.randn(n, generator=torch.Generator().manual_seed(n))
+    block_scaled(library, m, n, k, bias if m % 2 else None, torch.float32, schedule, sms)
+
+
+# Odd k, rows off their alignment, a base off its alignment, a stride that is not k; no k at all.
+@pytest.mark.parametrize(
+    "m,n,k,misalign,pad",
+    [(3, 70, 137, 0, 0), (33, 9, 256, 3, 0), (5, 17, 200, 0, 8), (40, 130, 300, 0, 15), (2, 3, 0, 0, 16)],
+)
+@pytest.mark.parametrize("out_dtype", FLOATS, ids=str)
+def test_int8_block_scaled_matmul_any_alignment(library, m, n, k, misalign, pad, out_dtype: torch.dtype) -> None:
+    bias = torch.randn(n, generator=torch.Generator().manual_seed(n)).to(out_dtype)
+    block_scaled(library, m, n, k, bias, out_dtype, (True, 4), 132, misalign, pad)
+
+
 def test_int8_row_sum(library: ctypes.CDLL) -> None:
     b = int8(torch.Generator().manual_seed(0), 9, 131)
     gb, gout = emu.Guarded(b), emu.Guarded(torch.full((9,), -7, dtype=torch.int32))

@@ -32,7 +32,10 @@ def assert_within_rounding(got: torch.Tensor, want: torch.Tensor, size: torch.Te
     assert bool((error <= bound).all()), f"worst {float((error / bound).max())} of the bound"
 
 
-@pytest.mark.parametrize("op", ["quantize_rowwise", "int8_matmul", "int8_linear", "int8_weight_only_linear"])
+SERVED = ["quantize_rowwise", "int8_matmul", "int8_linear", "int8_weight_only_linear", "int8_block_scaled_matmul"]
+
+
+@pytest.mark.parametrize("op", SERVED)
 def test_the_compiled_library_serves(op: str) -> None:
     assert _library.has_native(op, "cuda"), _library._native["cuda"].reason
 
@@ -126,6 +129,25 @@ def test_int8_linear(shape: tuple[int, ...], n: int, dtype: torch.dtype, static:
     got = F.int8_linear(x_gpu, (w_gpu, s_gpu), b_gpu, x_scale=xs_gpu)
     assert got.dtype == dtype
     assert_within_rounding(got, want, want.abs() + bias.float().abs(), 8)
+
+
+# Few rows, small and large tiles; ragged in every direction, rows off their alignment, more blocks than stages.
+@pytest.mark.parametrize("out_dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    "m,n,k", [(1, 4096, 4096), (16, 130, 129), (33, 300, 1024), (70, 129, 333), (2048, 3000, 1536), (3, 5, 0)]
+)
+def test_int8_block_scaled_matmul(m: int, n: int, k: int, out_dtype: torch.dtype) -> None:
+    a, b, bias, blocks = codes(m, k), codes(n, k), torch.randn(n), -(-k // 128)
+    a_scale = torch.rand(m, blocks) * 1e-2
+    b_scale = torch.rand(-(-n // 128), blocks) * 1e-2
+    left = a.double() * a_scale.double().repeat_interleave(128, 1)[:, :k]
+    right = b.double() * b_scale.double().repeat_interleave(128, 0)[:n].repeat_interleave(128, 1)[:, :k]
+    want, size = bias.double().expand(m, n), bias.double().abs().expand(m, n)
+    for k0 in range(0, k, 128):
+        term = left[:, k0 : k0 + 128] @ right[:, k0 : k0 + 128].T
+        want, size = want + term, size + term.abs()
+    got = F.int8_block_scaled_matmul(*gpu(a, b, a_scale, b_scale), bias=bias.to(DEVICE), out_dtype=out_dtype)
+    assert_within_rounding(got, want, size, 2 + blocks)
 
 
 # Tensor cores with one scale a row and with groups, both sides of their tile sizes; multiply-adds for what is left.

@@ -1,5 +1,6 @@
 // The launchers as C functions for ctypes, and the emulator's switches.
 #include "csrc/cuda/common.cuh"
+#include "csrc/cuda/int8_block_scaled_matmul.h"
 #include "csrc/cuda/int8_grouped_matmul.h"
 
 using namespace pykernels::cuda;
@@ -21,6 +22,9 @@ const char* emulated_int8_weight_only_linear(const Int8WeightOnlyLinear* p) {
   return int8_weight_only_linear(*p, nullptr);
 }
 const char* emulated_int8_grouped_matmul(const Int8GroupedMatmul* p) { return int8_grouped_matmul(*p, nullptr); }
+const char* emulated_int8_block_scaled_matmul(const pykernels::Int8BlockScaled* p) {
+  return int8_block_scaled_matmul(*p, nullptr);
+}
 const char* emulated_int8_row_sum(const int8_t* b, int64_t stride, int64_t n, int64_t k, int32_t* out) {
   return int8_row_sum(b, stride, n, k, out, nullptr);
 }
