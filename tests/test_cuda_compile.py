@@ -55,8 +55,10 @@ MEANT = {
     "int8_grouped_matmul": ["IMMA.16832.S8.S8", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128", "SHFL.UP"],
     "int8_matmul": ["IMMA.16832.S8.S8", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"],
     "int8_matmul_small_m": ["IMMA.16832.S8.S8", "LDG.E.128"],
-    "int8_weight_only_linear": ["HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDG.E.128"],
-    "int8_weight_only_linear_tiled": ["HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"],
+    "int8_weight_only_linear": ["HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDG.E.128", "PRMT"],
+    "int8_weight_only_linear_tiled": [
+        *("HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128", "PRMT"),
+    ],
     "optimizer_update": ["LDG.E.128", "STG.E.128", "LDG.E.64", "STG.E.64", "REDUX.MAX"],
     "quantize_rowwise": ["LDG.E.128", "REDUX.MAX"],
 }
