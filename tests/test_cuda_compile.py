@@ -54,8 +54,8 @@ MEANT = {
     "int8_block_scaled_matmul": ["IMMA.16832.S8.S8", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"],
     "int8_grouped_matmul": ["IMMA.16832.S8.S8", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128", "SHFL.UP"],
     "int8_matmul": ["IMMA.16832.S8.S8", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"],
-    "int8_matmul_small_m": ["IMMA.16832.S8.S8", "LDG.E.128"],
-    "int8_weight_only_linear": ["HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDG.E.128", "PRMT"],
+    "int8_matmul_small_m": ["IMMA.16832.S8.S8", "LDG.E.128", "LDGSTS.E.BYPASS.128"],
+    "int8_weight_only_linear": ["HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDG.E.128", "LDGSTS.E.BYPASS.128", "PRMT"],
     "int8_weight_only_linear_tiled": [
         *("HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128", "PRMT"),
     ],

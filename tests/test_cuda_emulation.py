@@ -389,11 +389,12 @@ def run_weight_only(library, m: int, n: int, k: int, group: int, dtype: torch.dt
     assert bool((error <= bound).all()), f"worst {float((error / bound).max())} of the bound"
 
 
-# k and group: tensor cores with one scale a row and with groups; multiply-adds for groups of 16, for groups of 5 (the
-# scale changes inside a 16-byte chunk), and for a length no vector divides.
+# k and group: tensor cores with one scale a row and with groups, and with more steps than are under way; multiply-adds
+# for groups of 16, for groups of 5 (the scale changes inside a 16-byte chunk), and for a length no vector divides.
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(
-    "k,group", [(64, 64), (1072, 1072), (512, 128), (256, 64), (160, 16), (40, 5), (37, 37), (33, 11)]
+    "k,group",
+    [(64, 64), (1072, 1072), (4112, 4112), (512, 128), (256, 64), (2304, 128), (160, 16), (40, 5), (37, 37), (33, 11)],
 )
 @pytest.mark.parametrize("m,n", [(1, 9), (3, 16), (18, 5)])
 def test_int8_weight_only_linear(library, dtype: torch.dtype, k: int, group: int, m: int, n: int) -> None:
