@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -171,6 +173,34 @@ def test_weight_only_agrees_with_its_reference() -> None:
     torch.testing.assert_close(
         got.cpu(), int8_weight_only_linear.reference(x, weight, scale, None, 4), rtol=1e-4, atol=1e-3
     )
+
+
+GRID: dict[str, Callable[..., torch.Tensor]] = {
+    "quantize_rowwise": lambda x, q, w, s: F.quantize_rowwise(x)[0],
+    "small rows": lambda x, q, w, s: F.int8_matmul(q[:5], w, out_dtype=torch.int32),
+    "small rows, unaligned": lambda x, q, w, s: F.int8_matmul(q[:5, 1:], w[:, 1:], out_dtype=torch.int32),
+    "tiles": lambda x, q, w, s: F.int8_matmul(q, w, out_dtype=torch.int32),
+    "tiles, unaligned": lambda x, q, w, s: F.int8_matmul(q[:, 1:], w[:, 1:], out_dtype=torch.int32),
+    "groups": lambda x, q, w, s: F.int8_grouped_matmul(
+        q, w.expand(3, -1, -1), torch.tensor([40, 0, 29], device=x.device), out_dtype=torch.int32
+    ),
+    "blocks, few": lambda x, q, w, s: F.int8_block_scaled_matmul(q[:9], w, s[:9], s[:1]),
+    "blocks": lambda x, q, w, s: F.int8_block_scaled_matmul(q, w, s, s[:1]),
+    "weight only, few": lambda x, q, w, s: F.int8_weight_only_linear(x[:3], (w, s[:, 0].contiguous())),
+    "weight only": lambda x, q, w, s: F.int8_weight_only_linear(x, (w, s[:, 0].contiguous())),
+}
+
+
+@pytest.mark.parametrize("kernel", GRID)
+def test_small_grid(kernel: str) -> None:
+    """What the sanitizer runs: ragged tiles, one step of K more than whole ones."""
+    x, q, w, s = torch.randn(70, 272).bfloat16(), codes(70, 272), codes(70, 272), torch.rand(70, 3) * 0.01
+    want = GRID[kernel](x, q, w, s)
+    got = GRID[kernel](*gpu(x, q, w, s)).cpu()
+    if want.is_floating_point():
+        torch.testing.assert_close(got, want, rtol=2 * torch.finfo(want.dtype).eps, atol=1e-4)
+    else:
+        assert torch.equal(got, want)
 
 
 def test_a_side_stream_is_used() -> None:
