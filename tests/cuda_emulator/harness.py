@@ -127,7 +127,7 @@ def load() -> ctypes.CDLL:
     """The launchers of kernels() for ctypes."""
     loaded = ctypes.CDLL(str(kernels()))
     names = ("quantize_rowwise", "int8_matmul", "int8_matmul_tiled", "int8_grouped_matmul", "int8_row_sum")
-    for name in (*names, "int8_block_scaled_matmul", "int8_weight_only_linear"):
+    for name in (*names, "int8_block_scaled_matmul", "int8_weight_only_linear", "group_tiles"):
         getattr(loaded, f"emulated_{name}").restype = ctypes.c_char_p
     return loaded
 
