@@ -30,18 +30,19 @@ step "$python" setup.py -q build_ext --inplace
 step "$python" -m pykernels info
 step_or timeout 300 "$python" -m pytest -q -m gpu --junitxml "$out/$name-tests.xml" -- \
   "$python" -m pytest -q -m gpu --collect-only -p no:cacheprovider -o addopts=
-# The Hopper kernels on small shapes under the sanitizer: stray accesses, and shared memory that is read too early.
+# The CUDA kernels on small shapes under the sanitizer: stray accesses, and shared memory that is read too early.
 sanitizer=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")
 if [ -x "$sanitizer" ]; then
   for tool in memcheck racecheck; do
     step_or timeout 200 "$sanitizer" --tool "$tool" --error-exitcode 1 "$python" -m pytest -q -m gpu -k small_grid \
-      tests/test_hopper_gpu.py -- "$sanitizer" --version
+      tests/test_hopper_gpu.py tests/test_cuda_gpu.py -- "$sanitizer" --version
   done
 else
   echo "== compute-sanitizer is absent: it comes with the CUDA toolkit"
 fi
 # The INT8 products first: compiling the peers of the blocks takes most of what time there is.
 int8="int8_linear int8_matmul int8_weight_only_linear quantize_rowwise quantize_both int8_training_linear"
+int8="$int8 int8_grouped_linear int8_block_scaled_linear"
 blocks="linear_cross_entropy rms_norm swiglu cross_entropy rope dropout layer_norm geglu linear_kl_div"
 step_or timeout 150 "$python" -m pykernels bench $int8 --gpu --limit 110 --csv "$out/$name.csv" -- \
   "$python" -m pykernels bench $int8 --gpu --dry-run --csv "$out/$name.csv"

@@ -51,11 +51,14 @@ def test_no_local_memory_instruction(source: Path, arch: str) -> None:
 # What makes each kernel the one it claims to be: INT8 or half tensor cores, asynchronous copies, 16-byte loads; on
 # Hopper warpgroup products, TMA in with multicast and out, and registers moved from the loading warps to the others.
 MEANT = {
+    "int8_block_scaled_matmul": ["IMMA.16832.S8.S8", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"],
     "int8_grouped_matmul": ["IMMA.16832.S8.S8", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128", "SHFL.UP"],
     "int8_matmul": ["IMMA.16832.S8.S8", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"],
-    "int8_matmul_small_m": ["IMMA.16832.S8.S8", "LDG.E.128"],
-    "int8_weight_only_linear": ["HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDG.E.128"],
-    "int8_weight_only_linear_tiled": ["HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"],
+    "int8_matmul_small_m": ["IMMA.16832.S8.S8", "LDG.E.128", "LDGSTS.E.BYPASS.128"],
+    "int8_weight_only_linear": ["HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDG.E.128", "LDGSTS.E.BYPASS.128", "PRMT"],
+    "int8_weight_only_linear_tiled": [
+        *("HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128", "PRMT"),
+    ],
     "optimizer_update": ["LDG.E.128", "STG.E.128", "LDG.E.64", "STG.E.64", "REDUX.MAX"],
     "quantize_rowwise": ["LDG.E.128", "REDUX.MAX"],
 }
@@ -99,7 +102,7 @@ def test_the_library_needs_one_symbol_a_cpu_torch_lacks(tmp_path: Path) -> None:
     source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(stub), str(source)], check=True)
     ops = ["quantize_rowwise", "int8_matmul", "int8_linear", "int8_weight_only_linear", "optimizer_update_"]
-    ops += ["int8_grouped_matmul", "int8_grouped_linear"]
+    ops += ["int8_block_scaled_matmul", "int8_grouped_matmul", "int8_grouped_linear"]
     code = (
         "import ctypes, sys, torch; import pykernels; ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL);"
         "torch.ops.load_library(sys.argv[2]); has = torch._C._dispatch_has_kernel_for_dispatch_key;"

@@ -218,90 +218,6 @@ def test_int8_matmul_epilogue(library, call: str, activation: int, out_dtype: to
     assert bool((error <= bound).all()), f"worst {float((error / bound).max())} of the bound"
 
 
-def grouped(library, counts, beyond: int, n: int, k: int, epilogue: dict, out_dtype, schedule, sms: int, pad: int = 0):
-    """int8_grouped_matmul over guarded memory; returns its operands, the epilogue's tensors and what it wrote."""
-    g = torch.Generator().manual_seed(n + k)
-    rows, experts = max(0, sum(c for c in counts.tolist() if c > 0)) + beyond, counts.numel()
-    a, b = int8(g, rows, k), int8(g, experts, n, k)
-    ga, gb, gc = (emu.Guarded(t) for t in (*(torch.nn.functional.pad(t, (0, pad), value=77) for t in (a, b)), counts))
-    poison = -(2**31) if out_dtype == torch.int32 else float("nan")
-    gout = emu.Guarded(torch.full((rows, n), poison, dtype=out_dtype))
-    held = {name: emu.Guarded(value) for name, value in epilogue.items()}
-    e = emu.Epilogue(out=gout.address, out_stride=n, out_dtype=emu.DTYPES[out_dtype], activation=4 if epilogue else 0)
-    for name, guarded in held.items():
-        setattr(e, name, guarded.address)
-        if name != "bias":
-            setattr(e, f"{name}_stride", int(guarded.tensor.numel() > 1))
-    e.bias_dtype = emu.DTYPES[epilogue["bias"].dtype] if epilogue else 0
-    wide = counts.dtype == torch.int64
-    p = emu.Int8GroupedMatmul(
-        ga.address, k + pad, gb.address, n * (k + pad), k + pad, gc.address, wide, experts, rows, n, k, e, 0
-    )
-    work = lambda: library.emulated_int8_grouped_matmul(ctypes.byref(p))  # noqa: E731
-    emu.run_under(work, library, deferred=schedule[0], seed=schedule[1], sms=sms)
-    return a, b, gout.tensor
-
-
-# Tiles of 32, 64 and 128 rows (by the average group, and sms): an edge on, before and after a tile; a warp's 32 experts
-# and more; an expert beyond the first 32 that has rows after many that have none; nothing counted at all.
-GROUPS = [
-    ([5, 0, 32, 33, 1], 7, 9, 80, 132),
-    ([0] * 33 + [3, 0, 40], 2, 17, 48, 132),
-    ([1] * 32, 1, 5, 16, 132),
-    ([0, 0], 3, 4, 16, 132),
-    ([65, 64, 0, 150], 0, 66, 208, 132),
-    ([129, 128, 300, 0], 5, 130, 64, 1),
-]
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@pytest.mark.parametrize("pad", [0, 16, 3], ids=["contiguous", "strided", "unaligned"])
-@pytest.mark.parametrize("group", GROUPS, ids=str)
-def test_int8_grouped_matmul_is_exact(library: ctypes.CDLL, group: tuple, pad: int, schedule) -> None:
-    counts, beyond, n, k, sms = group
-    dtype = torch.int64 if schedule[0] else torch.int32
-    a, b, got = grouped(library, torch.tensor(counts, dtype=dtype), beyond, n, k, {}, torch.int32, schedule, sms, pad)
-    expert = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    want = torch.zeros_like(got)
-    for e in set(expert.tolist()):
-        rows = torch.nonzero(expert == e)[:, 0]
-        want[rows] = (a[rows].double() @ b[e].double().T).to(torch.int32)
-    assert torch.equal(got, want)
-
-
-@pytest.mark.parametrize("out_dtype", FLOATS, ids=str)
-def test_int8_grouped_matmul_epilogue(library: ctypes.CDLL, out_dtype: torch.dtype) -> None:
-    counts, n = torch.tensor([3, 0, 6, 2]), 21
-    g = torch.Generator().manual_seed(1)
-    e = {
-        "a_scale": torch.rand(13, generator=g) * 0.02,
-        "b_scale": torch.rand(4, n, generator=g) * 0.01,
-        "bias": torch.randn(4, n, generator=g).to(out_dtype),
-    }
-    a, b, got = grouped(library, counts, 2, n, 48, e, out_dtype, (True, 7), 132)
-    expert = torch.arange(4).repeat_interleave(counts)
-    acc = torch.einsum("tk,tnk->tn", a[:11].double(), b[expert].double())
-    scaled = acc * e["a_scale"][:11, None].double() * e["b_scale"][expert].double()
-    v = scaled + e["bias"][expert].double()
-    want = activation_reference(v, 4)
-    bound = torch.finfo(out_dtype).eps / 2 * want.abs() + 8 * 2.0**-24 * (v.abs() + e["bias"][expert].double().abs())
-    assert bool(((got[:11].double() - want).abs() <= bound).all()) and not got[11:].any()
-
-
-def test_int8_grouped_matmul_counts_that_cannot_be(library: ctypes.CDLL) -> None:
-    """Nothing outside is touched: a negative count is 0, and groups end with the rows."""
-    for counts, clipped in (
-        ([-(2**63), 4, 2**63 - 1, 5], [0, 4, 6, 0]),
-        ([2**62, 2**62, 1, 1], [10, 0, 0, 0]),
-        ([3, -1, 5, 9], [3, 0, 5, 2]),
-    ):
-        given = torch.tensor(counts)
-        beyond = 10 - sum(c for c in counts if c > 0)
-        a, b, got = grouped(library, given, beyond, 6, 32, {}, torch.int32, (True, 3), 132)
-        expert = torch.arange(4).repeat_interleave(torch.tensor(clipped))
-        assert torch.equal(got, torch.einsum("tk,tnk->tn", a.int(), b[expert].int()).int())
-
-
 def test_int8_row_sum(library: ctypes.CDLL) -> None:
     b = int8(torch.Generator().manual_seed(0), 9, 131)
     gb, gout = emu.Guarded(b), emu.Guarded(torch.full((9,), -7, dtype=torch.int32))
@@ -332,11 +248,12 @@ def run_weight_only(library, m: int, n: int, k: int, group: int, dtype: torch.dt
     assert bool((error <= bound).all()), f"worst {float((error / bound).max())} of the bound"
 
 
-# k and group: tensor cores with one scale a row and with groups; multiply-adds for groups of 16, for groups of 5 (the
-# scale changes inside a 16-byte chunk), and for a length no vector divides.
+# k and group: tensor cores with one scale a row and with groups, and with more steps than are under way; multiply-adds
+# for groups of 16, for groups of 5 (the scale changes inside a 16-byte chunk), and for a length no vector divides.
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(
-    "k,group", [(64, 64), (1072, 1072), (512, 128), (256, 64), (160, 16), (40, 5), (37, 37), (33, 11)]
+    "k,group",
+    [(64, 64), (1072, 1072), (4112, 4112), (512, 128), (256, 64), (2304, 128), (160, 16), (40, 5), (37, 37), (33, 11)],
 )
 @pytest.mark.parametrize("m,n", [(1, 9), (3, 16), (18, 5)])
 def test_int8_weight_only_linear(library, dtype: torch.dtype, k: int, group: int, m: int, n: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -32,7 +34,10 @@ def assert_within_rounding(got: torch.Tensor, want: torch.Tensor, size: torch.Te
     assert bool((error <= bound).all()), f"worst {float((error / bound).max())} of the bound"
 
 
-@pytest.mark.parametrize("op", ["quantize_rowwise", "int8_matmul", "int8_linear", "int8_weight_only_linear"])
+SERVED = ["quantize_rowwise", "int8_matmul", "int8_linear", "int8_weight_only_linear", "int8_block_scaled_matmul"]
+
+
+@pytest.mark.parametrize("op", SERVED)
 def test_the_compiled_library_serves(op: str) -> None:
     assert _library.has_native(op, "cuda"), _library._native["cuda"].reason
 
@@ -128,6 +133,25 @@ def test_int8_linear(shape: tuple[int, ...], n: int, dtype: torch.dtype, static:
     assert_within_rounding(got, want, want.abs() + bias.float().abs(), 8)
 
 
+# Few rows, small and large tiles; ragged in every direction, rows off their alignment, more blocks than stages.
+@pytest.mark.parametrize("out_dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    "m,n,k", [(1, 4096, 4096), (16, 130, 129), (33, 300, 1024), (70, 129, 333), (2048, 3000, 1536), (3, 5, 0)]
+)
+def test_int8_block_scaled_matmul(m: int, n: int, k: int, out_dtype: torch.dtype) -> None:
+    a, b, bias, blocks = codes(m, k), codes(n, k), torch.randn(n), -(-k // 128)
+    a_scale = torch.rand(m, blocks) * 1e-2
+    b_scale = torch.rand(-(-n // 128), blocks) * 1e-2
+    left = a.double() * a_scale.double().repeat_interleave(128, 1)[:, :k]
+    right = b.double() * b_scale.double().repeat_interleave(128, 0)[:n].repeat_interleave(128, 1)[:, :k]
+    want, size = bias.double().expand(m, n), bias.double().abs().expand(m, n)
+    for k0 in range(0, k, 128):
+        term = left[:, k0 : k0 + 128] @ right[:, k0 : k0 + 128].T
+        want, size = want + term, size + term.abs()
+    got = F.int8_block_scaled_matmul(*gpu(a, b, a_scale, b_scale), bias=bias.to(DEVICE), out_dtype=out_dtype)
+    assert_within_rounding(got, want, size, 2 + blocks)
+
+
 # Tensor cores with one scale a row and with groups, both sides of their tile sizes; multiply-adds for what is left.
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("k,group", [(4096, 4096), (1024, 128), (192, 64), (160, 16), (45, 9), (37, 37)])
@@ -149,6 +173,34 @@ def test_weight_only_agrees_with_its_reference() -> None:
     torch.testing.assert_close(
         got.cpu(), int8_weight_only_linear.reference(x, weight, scale, None, 4), rtol=1e-4, atol=1e-3
     )
+
+
+GRID: dict[str, Callable[..., torch.Tensor]] = {
+    "quantize_rowwise": lambda x, q, w, s: F.quantize_rowwise(x)[0],
+    "small rows": lambda x, q, w, s: F.int8_matmul(q[:5], w, out_dtype=torch.int32),
+    "small rows, unaligned": lambda x, q, w, s: F.int8_matmul(q[:5, 1:], w[:, 1:], out_dtype=torch.int32),
+    "tiles": lambda x, q, w, s: F.int8_matmul(q, w, out_dtype=torch.int32),
+    "tiles, unaligned": lambda x, q, w, s: F.int8_matmul(q[:, 1:], w[:, 1:], out_dtype=torch.int32),
+    "groups": lambda x, q, w, s: F.int8_grouped_matmul(
+        q, w.expand(3, -1, -1), torch.tensor([40, 0, 29], device=x.device), out_dtype=torch.int32
+    ),
+    "blocks, few": lambda x, q, w, s: F.int8_block_scaled_matmul(q[:9], w, s[:9], s[:1]),
+    "blocks": lambda x, q, w, s: F.int8_block_scaled_matmul(q, w, s, s[:1]),
+    "weight only, few": lambda x, q, w, s: F.int8_weight_only_linear(x[:3], (w, s[:, 0].contiguous())),
+    "weight only": lambda x, q, w, s: F.int8_weight_only_linear(x, (w, s[:, 0].contiguous())),
+}
+
+
+@pytest.mark.parametrize("kernel", GRID)
+def test_small_grid(kernel: str) -> None:
+    """What the sanitizer runs: ragged tiles, one step of K more than whole ones."""
+    x, q, w, s = torch.randn(70, 272).bfloat16(), codes(70, 272), codes(70, 272), torch.rand(70, 3) * 0.01
+    want = GRID[kernel](x, q, w, s)
+    got = GRID[kernel](*gpu(x, q, w, s)).cpu()
+    if want.is_floating_point():
+        torch.testing.assert_close(got, want, rtol=2 * torch.finfo(want.dtype).eps, atol=1e-4)
+    else:
+        assert torch.equal(got, want)
 
 
 def test_a_side_stream_is_used() -> None:

@@ -178,6 +178,10 @@ def test_int8_products_count_as_those_of_floats() -> None:
     with FlopCounterMode(display=False) as counter:
         F.int8_linear(frozen, (codes, scale)).sum().backward()
     assert counter.get_total_flops() == 2 * one
+    rows, experts = torch.randn(7, K, requires_grad=True), F.quantize_rowwise(torch.randn(3, INNER, K))
+    with FlopCounterMode(display=False) as counter:
+        F.int8_grouped_linear(rows, experts, torch.tensor([4, 0, 2])).sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * 7 * K * INNER
 
 
 def test_every_operator_that_multiplies_has_a_formula() -> None:
@@ -189,6 +193,7 @@ def test_every_operator_that_multiplies_has_a_formula() -> None:
         *("quantize_asymmetric", "quantize_blockwise", "quantize_colwise", "quantize_rowwise", "quantize_both"),
         *(f"{norm}_norm{what}" for norm in ("rms", "layer") for what in ("", "_backward", "_quantized")),
         "gated_activation_quantized",
+        "grouped_sum",
         *("optimizer_update_", "optimizer_norms", "squared_norms", "scale_tensors_"),
     }
     assert set(_library.OPS) == no_product | set(_flops.FORMULAS)

@@ -11,7 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pykernels
-from pykernels.nn import CastLinear, Int8Embedding, Int8Linear, Int8OutlierLinear, Int8WeightOnlyLinear
+from pykernels.nn import (
+    CastLinear,
+    Int8Embedding,
+    Int8GroupedLinear,
+    Int8Linear,
+    Int8OutlierLinear,
+    Int8WeightOnlyLinear,
+)
 from pykernels.quantization import CalibrationResult, InputStatistics
 
 IN, OUT = 24, 10
@@ -127,9 +134,15 @@ def embedding() -> Int8Embedding:
     return Int8Embedding.from_float(nn.Embedding(12, 8, padding_idx=3))
 
 
+def experts() -> Int8GroupedLinear:
+    torch.manual_seed(0)
+    return Int8GroupedLinear.from_float([nn.Linear(IN, OUT) for _ in range(3)])
+
+
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     **{kind: (lambda kind=kind: make(kind)[1]) for kind in CONFIGS},
     "embedding": embedding,
+    "experts": experts,
 }
 
 
@@ -137,6 +150,8 @@ def call(layer: nn.Module) -> torch.Tensor:
     if isinstance(layer, Int8Embedding):
         return layer(torch.tensor([[0, 3], [11, 5]]))
     dtype = layer.bias.dtype
+    if isinstance(layer, Int8GroupedLinear):
+        return layer(sample().reshape(-1, IN).to(dtype), torch.tensor([4, 0, 5]))
     return layer(sample().to(dtype))
 
 

@@ -48,6 +48,21 @@ def test_products_use_tensor_cores(reports: list[dict]) -> None:
         assert ("HGMMA" if r["arch"] == 90 else "HMMA") in r["tensor_cores"], r
 
 
+def test_products_of_experts_and_blocks_use_tensor_cores(reports: list[dict]) -> None:
+    """The same of the products beside int8_matmul, and the gradient of the first in bfloat16."""
+    for kernel, warpgroup, warp in (
+        ("_int8_grouped_matmul", "IGMMA", "IMMA"),
+        ("_int8_block_scaled", "IGMMA", "IMMA"),
+        ("_grouped_grad_input", "HGMMA", "HMMA"),
+    ):
+        found = [r for r in reports if r["kernel"] == kernel]
+        assert {r["arch"] for r in found} == {80, 90, 100}
+        for r in found:
+            wide = r["arch"] == 90 and r["constants"]["BLOCK_M"] >= 64
+            blackwell = r["arch"] == 100 and warp == "HMMA" and "UTCHMMA" in r["tensor_cores"]
+            assert blackwell or (warpgroup if wide else warp) in r["tensor_cores"], r
+
+
 def test_rounding_kernels_are_not_contracted(reports: list[dict]) -> None:
     """x * inverse + u must round twice: no fused multiply-add in the PTX of a quantiser, and ptxas told to add none.
     Nor in an optimizer, whose results are the reference's bits."""

@@ -71,10 +71,14 @@ def _hopper(member: str, symbol: str) -> tuple[Tile, int, str]:
 
 def triton(kernel: str, constants: dict[str, object]) -> Tile | None:
     """The tile of a Triton product, by the constants it was compiled with."""
+    if kernel == "_int8_block_scaled":
+        constants = {**constants, "BLOCK_K": constants["SCALED"]}
     sizes = [constants.get(f"BLOCK_{axis}") for axis in "MNK"]
     if not all(isinstance(size, int) for size in sizes):
         return None
     m, n, k = sizes
+    if kernel in ("_int8_grouped_matmul", "_int8_block_scaled"):
+        return Tile(m, n, k)
     if kernel == "_int8_matmul":
         return Tile(m, n, k)
     return Tile(m, n, k, a_bytes=2, kind="half") if kernel == "_weight_only" else None

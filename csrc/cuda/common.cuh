@@ -66,7 +66,7 @@ __device__ __forceinline__ Vec16 load_row_chunk(const int8_t* row, int at, int k
 __device__ __forceinline__ void int8_to_float(uint32_t word, float (&out)[4]) {
   const uint32_t offset = word ^ 0x80808080u;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) out[i] = bits_to_float(0x4b000000u | ((offset >> (8 * i)) & 0xffu)) - 8388736.0f;
+  for (int i = 0; i < 4; ++i) out[i] = bits_to_float(byte_permute(offset, 0x4b000000u, 0x7440u | i)) - 8388736.0f;
 }
 
 // Philox 4x32-10 (Salmon et al., 2011).

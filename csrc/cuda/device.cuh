@@ -65,6 +65,22 @@ __device__ __forceinline__ float half_to_float(uint16_t bits) { return __half2fl
 __device__ __forceinline__ uint16_t float_to_half(float v) { return __half_as_ushort(__float2half_rn(v)); }
 __device__ __forceinline__ uint16_t float_to_bfloat16(float v) { return __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
 
+// Byte i of the result is the one of a (0 to 3) or b (4 to 7) that the selector's hexadecimal digit i names.
+__device__ __forceinline__ uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
+  return __byte_perm(a, b, selector);
+}
+
+// Two differences at once, each rounded to its type.
+__device__ __forceinline__ uint32_t subtract_half2(uint32_t a, uint32_t b) {
+  const __half2 d = __hsub2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&d);
+}
+__device__ __forceinline__ uint32_t subtract_bfloat2(uint32_t a, uint32_t b) {
+  const __nv_bfloat162 d =
+      __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&a), *reinterpret_cast<const __nv_bfloat162*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&d);
+}
+
 // Bytes first to first + bytes - 1 come from global memory, the rest of the 16 are zeros.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, int bytes) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

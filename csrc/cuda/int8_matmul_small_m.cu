@@ -14,7 +14,10 @@ constexpr int kStep = 64;  // bytes of a row that four lanes cover
 // kTiles n-tiles of 8 columns to a block.
 template <int kTiles, bool kAligned>
 __global__ void __launch_bounds__(32 * kWarps) int8_matmul_small_m_kernel(Int8Matmul p) {
-  constexpr int kUnroll = kAligned ? 4 : 1;  // steps whose loads are in flight together
+  // Steps of b that are under way: cp.async keeps them so where the compiler would put a load beside its use. A lane
+  // reads back what it copied itself, so that no barrier is needed.
+  constexpr int kDepth = kAligned ? 8 / kTiles : 1;
+  alignas(16) __shared__ Vec16 ring[kDepth][kTiles][32 * kWarps];
   __shared__ int32_t sums[kWarps][kRows][kTiles * 8];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
@@ -28,33 +31,46 @@ __global__ void __launch_bounds__(32 * kWarps) int8_matmul_small_m_kernel(Int8Ma
   const int a_length[2] = {row < p.m ? k : 0, row + 8 < p.m ? k : 0};
 
   int32_t acc[kTiles][4] = {};
-  for (int base = warp * kStep; base < k; base += kWarps * kStep * kUnroll) {
-    Vec16 b[kUnroll][kTiles];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+  const int steps = (k - warp * kStep + kWarps * kStep - 1) / (kWarps * kStep);
+  const auto fetch = [&](int step) {
+    const int at = (warp + step * kWarps) * kStep + offset;
+    if (step < steps) {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         const int64_t n = first_n + t * 8 + lane / 4;
-        const int at = base + u * kWarps * kStep + offset;
-        b[u][t] = load_row_chunk<kAligned, true>(p.b + n * p.b_stride, at, n < p.n ? k : 0);
+        const bool exists = n < p.n && at < k;
+        cp_async_16(&ring[step % kDepth][t][threadIdx.x], exists ? p.b + n * p.b_stride + at : p.b, exists ? 16 : 0);
       }
     }
+    cp_async_commit();  // one group a step, empty or not
+  };
+  if (kAligned) {
+#pragma unroll 1
+    for (int step = 0; step < kDepth; ++step) fetch(step);
+  }
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    const int at = (warp + step * kWarps) * kStep + offset;
+    const Vec16 low = load_row_chunk<kAligned, false>(a_row[0], at, a_length[0]);
+    const Vec16 high = load_row_chunk<kAligned, false>(a_row[1], at, a_length[1]);
+    Vec16 b[kTiles];
+    if (kAligned) cp_async_wait<kDepth - 1>();
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int at = base + u * kWarps * kStep + offset;
-      const Vec16 low = load_row_chunk<kAligned, false>(a_row[0], at, a_length[0]);
-      const Vec16 high = load_row_chunk<kAligned, false>(a_row[1], at, a_length[1]);
+    for (int t = 0; t < kTiles; ++t) {
+      const int64_t n = first_n + t * 8 + lane / 4;
+      b[t] = kAligned ? load16(&ring[step % kDepth][t][threadIdx.x])
+                      : load_row_chunk<false, true>(p.b + n * p.b_stride, at, n < p.n ? k : 0);
+    }
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint32_t a[4] = {low.word[2 * half], high.word[2 * half], low.word[2 * half + 1],
-                               high.word[2 * half + 1]};
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t a[4] = {low.word[2 * half], high.word[2 * half], low.word[2 * half + 1], high.word[2 * half + 1]};
 #pragma unroll
-        for (int t = 0; t < kTiles; ++t) {
-          const uint32_t fragment[2] = {b[u][t].word[2 * half], b[u][t].word[2 * half + 1]};
-          mma_s8(acc[t], a, fragment);
-        }
+      for (int t = 0; t < kTiles; ++t) {
+        const uint32_t fragment[2] = {b[t].word[2 * half], b[t].word[2 * half + 1]};
+        mma_s8(acc[t], a, fragment);
       }
     }
+    if (kAligned) fetch(step + kDepth);
   }
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {

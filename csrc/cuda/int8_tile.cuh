@@ -1,12 +1,12 @@
-// The int8 main loop of a tile, which the products of one matrix and of groups share: mma.m16n8k32, cp.async into
-// shared-memory stages, ldmatrix.
+// The int8 main loop of a tile, which the products of one matrix, of groups and of scaled blocks share: mma.m16n8k32,
+// cp.async into shared-memory stages, ldmatrix.
 #pragma once
 
 #include "tile.cuh"
 
 namespace pykernels::cuda {
 
-constexpr int kTileK = 64;  // bytes of K in a stage
+constexpr int kTileK = 64;  // bytes of K in a stage, where nothing asks for more
 
 // The rows of both operands that a tile needs, from its first on, and how many exist.
 struct TileOperands {
@@ -21,9 +21,11 @@ struct TileOperands {
 
 template <typename S, bool kAligned>
 __device__ __forceinline__ void load_stage(const TileOperands& p, unsigned char* shared, int step) {
+  constexpr int kBytes = S::kBytesA;
+  static_assert(S::kBytesB == kBytes);
   unsigned char* stage = shared + step % S::kStages * S::kStageBytes;
-  load_tile<S::kM, kTileK, S::kThreads, kAligned>(stage, p.a, p.a_stride, p.rows, step * kTileK, p.k);
-  load_tile<S::kN, kTileK, S::kThreads, kAligned>(stage + S::kStageBytesA, p.b, p.b_stride, p.columns, step * kTileK,
+  load_tile<S::kM, kBytes, S::kThreads, kAligned>(stage, p.a, p.a_stride, p.rows, step * kBytes, p.k);
+  load_tile<S::kN, kBytes, S::kThreads, kAligned>(stage + S::kStageBytesA, p.b, p.b_stride, p.columns, step * kBytes,
                                                   p.k);
 }
 
@@ -55,11 +57,10 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, int w
   }
 }
 
-// acc += the tile's products. Afterwards nobody reads or fills a stage any more.
-template <typename S, bool kAligned>
-__device__ __forceinline__ void accumulate_tile(const TileOperands& p, unsigned char* shared, int warp_m, int warp_n,
-                                                int32_t (&acc)[S::kFragmentsM][S::kFragmentsN][4]) {
-  const int steps = (p.k + kTileK - 1) / kTileK;
+// multiply(stage, step) for every stage of K in turn. Afterwards nobody reads or fills a stage any more.
+template <typename S, bool kAligned, typename Multiply>
+__device__ __forceinline__ void for_each_stage(const TileOperands& p, unsigned char* shared, Multiply multiply) {
+  const int steps = (p.k + S::kBytesA - 1) / S::kBytesA;
   // One group a step, empty or not, so that "all but the newest S::kStages - 2" always names the step about to be used.
   for (int step = 0; step < S::kStages - 1; ++step) {
     if (step < steps) load_stage<S, kAligned>(p, shared, step);
@@ -70,10 +71,19 @@ __device__ __forceinline__ void accumulate_tile(const TileOperands& p, unsigned 
     __syncthreads();  // this step's bytes are everyone's, and the stage refilled below is no longer read
     if (step + S::kStages - 1 < steps) load_stage<S, kAligned>(p, shared, step + S::kStages - 1);
     cp_async_commit();
-    multiply_stage<S>(shared + step % S::kStages * S::kStageBytes, warp_m, warp_n, acc);
+    multiply(shared + step % S::kStages * S::kStageBytes, step);
   }
   cp_async_wait<0>();
   __syncthreads();
+}
+
+// acc += the tile's products.
+template <typename S, bool kAligned>
+__device__ __forceinline__ void accumulate_tile(const TileOperands& p, unsigned char* shared, int warp_m, int warp_n,
+                                                int32_t (&acc)[S::kFragmentsM][S::kFragmentsN][4]) {
+  static_assert(S::kBytesA == kTileK);
+  for_each_stage<S, kAligned>(p, shared,
+                              [&](const unsigned char* stage, int) { multiply_stage<S>(stage, warp_m, warp_n, acc); });
 }
 
 }  // namespace pykernels::cuda

@@ -16,7 +16,10 @@ constexpr int kStep = 64;  // k that four lanes cover, 16 each
 // kGrouped: weight_scale has a column for every group_size of k, a multiple of kStep; else one value a row.
 template <typename T, bool kGrouped>
 __global__ void __launch_bounds__(32 * kWarps) weight_only_mma(Int8WeightOnlyLinear p) {
-  constexpr int kUnroll = 4;
+  // Steps of the weight that are under way: cp.async keeps them so where the compiler would put a load beside its use.
+  // A lane reads back what it copied itself, so that no barrier is needed.
+  constexpr int kDepth = 8;
+  alignas(16) __shared__ Vec16 ring[kDepth][32 * kWarps];
   __shared__ float sums[kWarps][kRows][8];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
@@ -33,44 +36,49 @@ __global__ void __launch_bounds__(32 * kWarps) weight_only_mma(Int8WeightOnlyLin
   const int64_t groups = kGrouped ? p.k / p.group_size : 1;
 
   float acc[4] = {};
-  for (int base = warp * kStep; base < k; base += kWarps * kStep * kUnroll) {
-    Vec16 w[kUnroll];
+  const int steps = (k - warp * kStep + kWarps * kStep - 1) / (kWarps * kStep);
+  const auto fetch = [&](int step) {
+    const int at = (warp + step * kWarps) * kStep + offset;
+    const bool exists = step < steps && at < weight_length;
+    if (step < steps) cp_async_16(&ring[step % kDepth][threadIdx.x], exists ? weight + at : p.weight, exists ? 16 : 0);
+    cp_async_commit();  // one group a step, empty or not
+  };
+#pragma unroll 1
+  for (int step = 0; step < kDepth; ++step) fetch(step);
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    const int at = (warp + step * kWarps) * kStep + offset;
+    Vec16 rows[2][2];
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      w[u] = load_row_chunk<true, true>(weight, base + u * kWarps * kStep + offset, weight_length);
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        rows[i][j] = at < length[i] ? load16(x + i * 8 * p.k + at + j * 8) : Vec16{{0, 0, 0, 0}};
+      }
     }
+    cp_async_wait<kDepth - 1>();
+    const Vec16 w = load16(&ring[step % kDepth][threadIdx.x]);
+    float part[4] = {};
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int at = base + u * kWarps * kStep + offset;
-      Vec16 rows[2][2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          rows[i][j] = at < length[i] ? load16(x + i * 8 * p.k + at + j * 8) : Vec16{{0, 0, 0, 0}};
-        }
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      uint32_t b[2];
+      int8_to_pairs(w.word[quarter], b, T{});
+      const int half = quarter / 2, word = quarter % 2 * 2;
+      const uint32_t a[4] = {rows[0][half].word[word], rows[1][half].word[word], rows[0][half].word[word + 1],
+                             rows[1][half].word[word + 1]};
+      if (kGrouped) {
+        mma(part, a, b, T{});
+      } else {
+        mma(acc, a, b, T{});
       }
-      float part[4] = {};
+    }
+    fetch(step + kDepth);
+    if (kGrouped && at < k) {
+      const int64_t group = at / p.group_size;
 #pragma unroll
-      for (int quarter = 0; quarter < 4; ++quarter) {
-        uint32_t b[2];
-        int8_to_pairs(w[u].word[quarter], b, T{});
-        const int half = quarter / 2, word = quarter % 2 * 2;
-        const uint32_t a[4] = {rows[0][half].word[word], rows[1][half].word[word], rows[0][half].word[word + 1],
-                               rows[1][half].word[word + 1]};
-        if (kGrouped) {
-          mma(part, a, b, T{});
-        } else {
-          mma(acc, a, b, T{});
-        }
-      }
-      if (kGrouped && at < k) {
-        const int64_t group = at / p.group_size;
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          const int64_t col = first_n + acc_col(lane, r);
-          if (col < p.n) acc[r] += part[r] * p.weight_scale[col * groups + group];
-        }
+      for (int r = 0; r < 4; ++r) {
+        const int64_t col = first_n + acc_col(lane, r);
+        if (col < p.n) acc[r] += part[r] * p.weight_scale[col * groups + group];
       }
     }
   }

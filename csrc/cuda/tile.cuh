@@ -7,10 +7,12 @@
 namespace pykernels::cuda {
 
 // A block of kWarpsM x kWarpsN warps makes a tile of kM x kN; a stage holds kBytesA and kBytesB bytes of each row.
-template <int kM_, int kN_, int kWarpsM, int kWarpsN, int kBytesA, int kBytesB, int kStages_>
+template <int kM_, int kN_, int kWarpsM, int kWarpsN, int kBytesA_, int kBytesB_, int kStages_>
 struct Shape {
   static constexpr int kM = kM_;
   static constexpr int kN = kN_;
+  static constexpr int kBytesA = kBytesA_;
+  static constexpr int kBytesB = kBytesB_;
   static constexpr int kStages = kStages_;
   static constexpr int kThreads = 32 * kWarpsM * kWarpsN;
   static constexpr int kWarpM = kM / kWarpsM;

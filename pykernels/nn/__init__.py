@@ -19,6 +19,7 @@ from .distillation import DistillationLoss, LinearDistillationLoss
 from .dropout import Dropout
 from .gated_activation import GEGLU, ReGLU, ReLU2, SwiGLU
 from .int8_embedding import Int8Embedding
+from .int8_grouped_linear import Int8GroupedLinear
 from .int8_linear import Int8Linear
 from .int8_linear_outliers import Int8OutlierLinear
 from .int8_training import Int8TrainingLinear
@@ -41,6 +42,7 @@ __all__ = [
     "DistillationLoss",
     "Dropout",
     "Int8Embedding",
+    "Int8GroupedLinear",
     "Int8Linear",
     "Int8OutlierLinear",
     "Int8TrainingLinear",

@@ -54,6 +54,11 @@ FORMULAS.update(int8_grouped_linear=grouped, int8_grouped_matmul=grouped)
 
 
 @formula
+def int8_grouped_linear_backward(grad: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * prod(grad) * weight[2]
+
+
+@formula
 def int8_linear_outliers(
     x: Shape,
     weight: Shape,

@@ -1,6 +1,6 @@
 """int8_grouped_linear: rows quantised on the way into int8_grouped_matmul, for the experts of a mixture (W8A8)."""
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -9,6 +9,7 @@ from . import _autograd, int8_grouped_matmul, quantize_rowwise
 from ._autocast import autocast
 from ._checks import FLOATS, check, check_dtype, names
 from ._enums import ACTIVATIONS, activation_code
+from ._epilogue import activate
 from .int8_grouped_matmul import check_groups, check_per_expert
 
 NAME = "int8_grouped_linear"
@@ -68,15 +69,32 @@ def fake(
     return x.new_empty((x.shape[0], weight.shape[1]), dtype=out_dtype)
 
 
-REFUSAL = f"{NAME}: no gradient is defined; use torch.no_grad(), or int8_linear for each expert, which has one"
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, weight, weight_scale, counts, bias, activation, _ = inputs
+    ctx.activation, ctx.x_dtype = activation, x.dtype
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    again = activation != ACTIVATIONS[None]  # as in int8_linear
+    ctx.save_for_backward(weight, weight_scale, counts, *((x, bias) if again else (None, None)))
 
 
-def backward(ctx: Any, grad: torch.Tensor) -> NoReturn:
-    raise NotImplementedError(REFUSAL)
+def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    weight, weight_scale, counts, x, bias = ctx.saved_tensors
+    ops = torch.ops.pykernels
+    if ctx.activation != ACTIVATIONS[None]:
+        pre = ops.int8_grouped_linear(x, weight, weight_scale, counts, bias, 0, torch.float32)
+        with torch.enable_grad():
+            pre = pre.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(activate(pre, ctx.activation), pre, grad.float())
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = ops.int8_grouped_linear_backward(grad, weight, weight_scale, counts, ctx.x_dtype)
+    if ctx.needs_input_grad[4]:
+        grad_bias = ops.grouped_sum(grad, counts).to(ctx.bias_dtype)
+    return grad_x, None, None, None, grad_bias, None, None
 
 
 _library.define(SCHEMA, reference, fake)
-_autograd.register(NAME, backward)
+_autograd.register(NAME, backward, setup_context)
 
 
 def int8_grouped_linear(
@@ -94,12 +112,13 @@ def int8_grouped_linear(
     quantize_rowwise of the stacked weights returns; counts int32 or int64 [E] on the device of x; bias [E, N] -> [T, N]
     in out_dtype (default: that of x). Rows that no expert counts are 0. Each group's result is that of int8_linear, bit
     for bit. Under autocast x is cast as linear would cast it.
-    For inference: saves nothing, and NotImplementedError where x or bias wants a gradient. Other errors as in
-    int8_grouped_matmul.
+    Differentiable in x and bias (the experts are frozen), through the dequantised weights (straight-through), row by
+    row as int8_linear. Saved for backward: nothing beyond the weights and counts, which are kept by reference; with an
+    activation x too, T * K * itemsize bytes, and bias, by reference. On a GPU no weight becomes a float tensor, and
+    nothing waits for the counts where Triton is installed; on a CPU a slice of one expert's weight is float at a time.
+    Errors as in int8_grouped_matmul.
     """
     code = activation_code(NAME, activation)
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        raise NotImplementedError(REFUSAL)
     weight, scale = qweight
     op = torch.ops.pykernels.int8_grouped_linear.default
     return op(autocast(x), weight, scale, counts, bias, code, out_dtype)

@@ -35,6 +35,25 @@ inline uint16_t float_to_bfloat16(float v) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+inline uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t both = a | static_cast<uint64_t>(b) << 32;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    out |= static_cast<uint32_t>(both >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
+  }
+  return out;
+}
+inline uint32_t subtract_half2(uint32_t a, uint32_t b) {
+  const uint16_t low = float_to_half(half_to_float(static_cast<uint16_t>(a)) - half_to_float(static_cast<uint16_t>(b)));
+  const uint16_t high = float_to_half(half_to_float(a >> 16) - half_to_float(b >> 16));
+  return low | static_cast<uint32_t>(high) << 16;
+}
+inline uint32_t subtract_bfloat2(uint32_t a, uint32_t b) {
+  const uint16_t low = float_to_bfloat16(bits_to_float(a << 16) - bits_to_float(b << 16));
+  const uint16_t high = float_to_bfloat16(bits_to_float(a & 0xffff0000u) - bits_to_float(b & 0xffff0000u));
+  return low | static_cast<uint32_t>(high) << 16;
+}
+
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }

@@ -12,6 +12,7 @@ import torch
 warnings.simplefilter("ignore")
 import pykernels.functional as F  # noqa: E402
 from pykernels.ops import (  # noqa: E402
+    int8_block_scaled_matmul,
     int8_grouped_linear,
     int8_grouped_matmul,
     int8_linear,
@@ -175,6 +176,35 @@ def grouped() -> None:
         same_error(ops.int8_grouped_linear, int8_grouped_linear.reference, **arguments)
 
 
+def block_scaled() -> None:
+    for m, n, k in [(1, 3, 5), (3, 130, 64), (20, 9, 300), (17, 65, 128), (0, 4, 8), (4, 0, 8), (4, 3, 0)]:
+        blocks = -(-k // 128)
+        a, b = codes(m, k), codes(n, k)
+        scales = torch.rand(m, blocks) * 0.01, torch.rand(-(-n // 128), blocks) * 0.01
+        for out_dtype in (None, *FLOATS):
+            rest = (a, b, *scales, torch.randn(n).half(), out_dtype)
+            got = ops.int8_block_scaled_matmul(*rest)
+            same(got, int8_block_scaled_matmul.reference(*rest), exact=False)
+        got = ops.int8_block_scaled_matmul(a, b, *scales)
+        same(got, int8_block_scaled_matmul.reference(a, b, *scales), exact=False)
+    a, b, scales = codes(9, 300), codes(140, 300), (torch.rand(3, 9).t() * 0.01, torch.rand(2, 6)[:, ::2] * 0.01)
+    for left, right in ((a[:, 5:], b[:, 5:]), (a.t().contiguous().t()[:, :290], b[:, :290])):
+        same(
+            ops.int8_block_scaled_matmul(left, right, *scales),
+            int8_block_scaled_matmul.reference(left, right, *scales),
+            exact=False,
+        )
+    bad: list[dict[str, object]] = [
+        {"a": codes(9, 3, 4)}, {"a": a.float()}, {"b": b.short()}, {"b": codes(140, 299)}, {"b": codes(140)},
+        {"a_scale": torch.rand(9, 2)}, {"a_scale": torch.rand(9, 3).half()}, {"a_scale": torch.rand(9)},
+        {"b_scale": torch.rand(1, 3)}, {"b_scale": torch.rand(2, 3).double()}, {"bias": torch.rand(139)},
+        {"bias": torch.rand(140).double()}, {"out_dtype": torch.int32}, {"out_dtype": torch.float64},
+    ]  # fmt: skip
+    for change in bad:
+        arguments = {"a": a, "b": b, "a_scale": scales[0], "b_scale": scales[1], **change}
+        same_error(ops.int8_block_scaled_matmul, int8_block_scaled_matmul.reference, **arguments)
+
+
 def weight_only() -> None:
     for dtype, (k, groups) in itertools.product(FLOATS, [(64, 1), (128, 2), (48, 3), (35, 7), (33, 1), (0, 1)]):
         for rows in ((1,), (2, 10), (0,)):
@@ -196,6 +226,6 @@ def weight_only() -> None:
 if __name__ == "__main__":
     torch.ops.load_library(sys.argv[1])
     torch.manual_seed(0)
-    for part in (quantize, matmul, linear, grouped, weight_only):
+    for part in (quantize, matmul, linear, grouped, block_scaled, weight_only):
         part()
     print(f"compared {done}")

@@ -46,6 +46,13 @@ class Int8Matmul(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Int8BlockScaled(ctypes.Structure):
+    _fields_ = [
+        ("a", Pointer), ("a_stride", I64), ("a_scale", Pointer), ("b", Pointer), ("b_stride", I64),
+        ("b_scale", Pointer), ("blocks", I64), ("M", I64), ("N", I64), ("K", I64), ("epilogue", Epilogue),
+    ]  # fmt: skip
+
+
 class Int8GroupedMatmul(ctypes.Structure):
     _fields_ = [
         ("a", Pointer), ("a_stride", I64), ("b", Pointer), ("b_step", I64), ("b_stride", I64),
@@ -98,7 +105,8 @@ def _cached_library(name: str, arguments: list[str], inputs: list[Path]) -> Path
 def kernels() -> Path:
     """The kernels of csrc/cuda over the emulator, as a library of launchers."""
     sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), HERE / "entry.cpp"]
-    headers = [*sorted((ROOT / "csrc/cuda").glob("*.*h")), ROOT / "csrc/launchers.h", *sorted(HERE.glob("*.h"))]
+    headers = [*sorted((ROOT / "csrc/cuda").glob("*.*h")), *sorted((ROOT / "csrc/launchers").glob("*.h"))]
+    headers += [ROOT / "csrc/launchers.h", *sorted(HERE.glob("*.h"))]
     arguments = [*FLAGS, f"-I{HERE}", f"-I{ROOT}", "-x", "c++", *map(str, sources)]
     return _cached_library("kernels", arguments, sources + headers)
 
@@ -119,7 +127,7 @@ def load() -> ctypes.CDLL:
     """The launchers of kernels() for ctypes."""
     loaded = ctypes.CDLL(str(kernels()))
     names = ("quantize_rowwise", "int8_matmul", "int8_matmul_tiled", "int8_grouped_matmul", "int8_row_sum")
-    for name in (*names, "int8_weight_only_linear"):
+    for name in (*names, "int8_block_scaled_matmul", "int8_weight_only_linear", "group_tiles"):
         getattr(loaded, f"emulated_{name}").restype = ctypes.c_char_p
     return loaded
 

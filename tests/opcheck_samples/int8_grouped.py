@@ -11,6 +11,16 @@ def samples() -> dict[str, tuple]:
     weight, weight_scale = F.quantize_rowwise(torch.randn(3, 10, 24))
     bias = torch.randn(3, 10)
     return {
-        "int8_grouped_matmul": (q, weight, counts, scale, weight_scale, bias, 4, torch.bfloat16),
-        "int8_grouped_linear": (x, weight, weight_scale, counts.long(), bias, 1, None),
+        "int8_grouped_matmul": (q, weight, counts, scale, weight_scale, bias.clone(), 4, torch.bfloat16),
+        "int8_grouped_linear": (
+            x.requires_grad_(),
+            weight,
+            weight_scale,
+            counts.long(),
+            bias.requires_grad_(),
+            1,
+            None,
+        ),
+        "int8_grouped_linear_backward": (torch.randn(9, 10), weight, weight_scale, counts, torch.bfloat16),
+        "grouped_sum": (torch.randn(9, 10), counts),
     }
