@@ -23,19 +23,20 @@ from ._tile_order import tile_at
 from ._tuning import Config
 
 
-def _config(m: int, n: int, warps: int, stages: int, per_sm: int) -> Config:
-    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": 128, "PER_SM": per_sm, "num_warps": warps, "num_stages": stages}
+def _config(m: int, n: int, stored: int, warps: int, stages: int, per_sm: int) -> Config:
+    shape = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": 128, "STORED": stored, "PER_SM": per_sm}
+    return {**shape, "num_warps": warps, "num_stages": stages}
 
 
 # PER_SM, which no plain configuration has, is how many programs an SM has room for. Triton waits for integer tensor
 # cores at the end of every step along K, so something has to fill that gap: a second program, or a step so large that
-# the gap hardly counts. BLOCK_K is a row of a TMA box, 128 bytes: the widest swizzle.
-WIDE = _config(128, 256, 8, 4, 1)  # the most operations a byte; its accumulators are half of all registers
-# Two programs share an SM, one multiplies while the other waits or stores. sm_100 would take 129 registers unasked.
-PAIR = {**_config(128, 128, 8, 3, 2), "maxnreg": 128}
-SHORT = _config(64, 128, 4, 4, 2)  # as PAIR with half the rows: enough tiles for the SMs where M is some hundreds
+# the gap hardly counts. BLOCK_K is a row of a TMA box, 128 bytes: the widest swizzle. STORED is how many columns are
+# finished at a time, for what the epilogue needs must fit beside the accumulators.
+WIDE = _config(128, 256, 32, 8, 4, 1)  # the most operations a byte; its accumulators are half of all registers
+# Two programs share an SM: one multiplies while the other waits or stores. With more registers they would not.
+PAIR = {**_config(128, 128, 16, 8, 3, 2), "maxnreg": 128}
+SHORT = _config(64, 128, 32, 4, 4, 2)  # as PAIR with half the rows: enough tiles for the SMs where M is some hundreds
 CONFIGS: dict[int, list[Config]] = {64: [SHORT], 8192: [WIDE, PAIR, SHORT]}
-STORED = tl.constexpr(32)  # columns finished at a time: what more of them need has no room beside the accumulators
 
 
 @cache
@@ -47,12 +48,15 @@ def device_properties(device: torch.device) -> tuple[int, int]:
     return properties.major, properties.multi_processor_count
 
 
-def usable(a: torch.Tensor, b: torch.Tensor) -> bool:
+def usable(a: torch.Tensor, b: torch.Tensor, residual: torch.Tensor | None) -> bool:
     """Whether a and b, whose rows are 16-byte aligned, may be read by TMA here. PYKERNELS_TMA=0 says no."""
     return (
         TensorDescriptor is not None
         and device_properties(a.device)[0] >= 9
         and a.shape[1] > 0
+        # Element by element the epilogue takes registers that are not there.
+        and b.shape[0] % 16 == 0
+        and (residual is None or (residual.stride(0) % 16 == 0 and residual.data_ptr() % 16 == 0))
         # What TMA makes of rows that overlap is not documented; its coordinates are int32.
         and all(t.stride(0) >= t.shape[1] and t.shape[0] < 2**31 - 256 for t in (a, b))
         and os.environ.get("PYKERNELS_TMA") != "0"
@@ -60,12 +64,12 @@ def usable(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @triton.jit
-def _finish(acc, rows, first_col, terms, ACTIVATION: tl.constexpr):
+def _finish(acc, rows, first_col, terms, ACTIVATION: tl.constexpr, STORED: tl.constexpr):
     if acc.shape[1] > STORED:
         halves = tl.reshape(acc, (acc.shape[0], 2, acc.shape[1] // 2))
         left, right = tl.split(tl.permute(halves, (0, 2, 1)))
-        _finish(left, rows, first_col, terms, ACTIVATION)
-        _finish(right, rows, first_col + acc.shape[1] // 2, terms, ACTIVATION)
+        _finish(left, rows, first_col, terms, ACTIVATION, STORED)
+        _finish(right, rows, first_col + acc.shape[1] // 2, terms, ACTIVATION, STORED)
     else:
         int8_epilogue(acc, rows, first_col + tl.arange(0, acc.shape[1]), *terms, ACTIVATION)
 
@@ -90,6 +94,7 @@ def _int8_matmul_persistent(
     b_scale_stride,
     zero_point_stride,
     ACTIVATION: tl.constexpr,
+    STORED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -120,7 +125,7 @@ def _int8_matmul_persistent(
             b = b_rows.load([tile_n * BLOCK_N, k0])
             acc = tl.dot(a, b.T, acc, out_dtype=tl.int32)
         rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-        _finish(acc, rows, tile_n * BLOCK_N, terms, ACTIVATION)
+        _finish(acc, rows, tile_n * BLOCK_N, terms, ACTIVATION, STORED)
 
 
 def launch(

@@ -194,7 +194,7 @@ def int8_matmul(
 
     aligned = all(size % 16 == 0 for size in (K, a.stride(0), b.stride(0), a.data_ptr(), b.data_ptr()))
     epilogue = 2 if a_zero_point is not None else int(residual is not None or activation > 1)
-    tma = aligned and _int8_matmul_persistent.usable(a, b)
+    tma = aligned and _int8_matmul_persistent.usable(a, b, residual)
     configs, key = configs_for(M, aligned, epilogue, tma), (bucket(M), N, K, out_dtype, aligned, epilogue, tma)
     with torch.cuda.device_of(a):
         launch(tuned("int8_matmul", key, configs, a.device, launch))

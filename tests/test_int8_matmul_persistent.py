@@ -84,13 +84,14 @@ def test_shapes_and_strides(config: dict[str, int], monkeypatch: pytest.MonkeyPa
 
 
 def epilogues(m: int, n: int, device: str = "cpu") -> Iterator[dict]:
-    """Every activation and type of result, each with what may come before and after it and with none of that."""
+    """Every activation and every type of result, with what may come before and after it and with none of that."""
     generator = torch.Generator().manual_seed(1)
     row, column = (torch.rand(size, generator=generator).to(device) / 100 for size in (m, n))
     bias = torch.randn(n, generator=generator).to(device)
-    residual = torch.randn(m, n + 3, generator=generator).to(device)[:, :n]
+    residual = torch.randn(m, n + 16, generator=generator).to(device)[:, :n]
     zero_point = torch.randint(-128, 128, (m,), generator=generator, dtype=torch.int32).to(device)
-    for activation, dtype in itertools.product(range(5), (torch.float32, torch.bfloat16, torch.float16)):
+    types = itertools.cycle((torch.float32, torch.bfloat16, torch.float16))
+    for activation, dtype in zip(range(5), types, strict=False):
         common = {"activation": activation, "out_dtype": dtype}
         yield {"a_scale": row, "b_scale": column, "bias": bias, **common}
         yield {
@@ -120,21 +121,25 @@ def test_epilogue_is_the_plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 @interpreted
 def test_what_tma_may_read(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = codes(40, 64), codes(48, 64)
-    assert not persistent.usable(a, b)  # no GPU
+    residual = torch.randn(40, 96)
+    assert not persistent.usable(a, b, None)  # no GPU
     multiprocessors(monkeypatch, 132, major=8)
-    assert not persistent.usable(a, b)
+    assert not persistent.usable(a, b, None)
     for major in (9, 10, 12):
         multiprocessors(monkeypatch, 132, major)
-        assert persistent.usable(a, b)
-    assert persistent.usable(codes(40, 128)[:, :64], b)
-    assert not persistent.usable(a[:, :0], b[:, :0])
-    assert not persistent.usable(a[:1].expand(40, 64), b)
-    assert not persistent.usable(a, codes(1024).as_strided((48, 64), (16, 1)))
+        assert persistent.usable(a, b, None)
+    assert persistent.usable(codes(40, 128)[:, :64], b, residual[:, 32:80])
+    assert not persistent.usable(a, b, residual[:, 1:49])
+    assert not persistent.usable(a, b, torch.randn(40, 49)[:, :48])
+    assert not persistent.usable(a, b[:40], None)  # rows of the result off their alignment
+    assert not persistent.usable(a[:, :0], b[:, :0], None)
+    assert not persistent.usable(a[:1].expand(40, 64), b, None)
+    assert not persistent.usable(a, codes(1024).as_strided((48, 64), (16, 1)), None)
     monkeypatch.setenv("PYKERNELS_TMA", "0")
-    assert not persistent.usable(a, b)
+    assert not persistent.usable(a, b, None)
     monkeypatch.delenv("PYKERNELS_TMA")
     monkeypatch.setattr(persistent, "TensorDescriptor", None)
-    assert not persistent.usable(a, b)
+    assert not persistent.usable(a, b, None)
 
 
 @interpreted
@@ -149,22 +154,26 @@ def test_what_the_tuner_chooses_among(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(int8_matmul, "tuned", tuned)
 
-    def offered(a: torch.Tensor, b: torch.Tensor) -> tuple[bool, list[dict[str, int]]]:
-        assert torch.equal(int8_matmul.int8_matmul(a, b, out_dtype=torch.int32), exact(a, b))
+    def offered(a: torch.Tensor, b: torch.Tensor, **how: torch.Tensor) -> tuple[bool, list[dict[str, int]]]:
+        ours = int8_matmul.int8_matmul(a, b, **how)
+        assert torch.equal(ours, exact(a, b).float())
         key, configs = asked.pop()
         assert "PER_SM" not in configs[0]
         return key[-1], [config for config in configs if "PER_SM" in config]
 
-    assert offered(codes(5, 32), codes(3, 32)) == (True, [])  # decoding reads weights once, whatever reads them
-    assert offered(codes(20, 32), codes(3, 32)) == (True, persistent.CONFIGS[64])
-    assert offered(codes(70, 32), codes(3, 32)) == (True, persistent.CONFIGS[8192])
-    assert offered(codes(70, 24), codes(3, 24)) == (False, [])
-    assert offered(codes(70, 48)[:, 8:40], codes(3, 32)) == (False, [])
-    assert offered(codes(70, 0), codes(3, 0)) == (False, [])
+    b = codes(16, 32)
+    assert offered(codes(5, 32), b) == (True, [])  # decoding reads weights once, whatever reads them
+    assert offered(codes(20, 32), b) == (True, persistent.CONFIGS[64])
+    assert offered(codes(70, 32), b) == (True, persistent.CONFIGS[8192])
+    assert offered(codes(70, 24), codes(16, 24)) == (False, [])
+    assert offered(codes(70, 48)[:, 8:40], b) == (False, [])
+    assert offered(codes(70, 32), codes(17, 32)) == (False, [])
+    assert offered(codes(70, 32), b, residual=torch.zeros(70, 17)[:, 1:]) == (False, [])
+    assert offered(codes(70, 0), codes(16, 0)) == (False, [])
     monkeypatch.setenv("PYKERNELS_TMA", "0")
-    assert offered(codes(70, 32), codes(3, 32)) == (False, [])
+    assert offered(codes(70, 32), b) == (False, [])
     monkeypatch.delenv("PYKERNELS_TMA")
-    int8_linear.int8_linear(torch.randn(70, 32), codes(3, 32), torch.rand(3))
+    int8_linear.int8_linear(torch.randn(70, 32), b, torch.rand(16))
     ((key, configs),) = asked
     assert key[-1] and configs[-3:] == persistent.CONFIGS[8192]
 
@@ -187,17 +196,17 @@ def test_on_a_gpu(config: dict[str, int]) -> None:
     if torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("TMA needs sm_90")
     torch.cuda.manual_seed(0)
-    for m, n, k in ((1, 1, 16), (65, 300, 144), (257, 515, 1040), (2048, 3000, 4096), (9000, 9000, 128)):
+    for m, n, k in ((1, 16, 16), (65, 304, 144), (257, 528, 1040), (2048, 3008, 4096), (9000, 9008, 128)):
         a, b = codes(m, k, device="cuda"), codes(n, k, device="cuda")
-        assert persistent.usable(a, b)
+        assert persistent.usable(a, b, None)
         want = int8_matmul.int8_matmul(a, b, out_dtype=torch.int32)
         if m * n * k < 1e9:
             assert torch.equal(want.cpu(), exact(a, b))
         with _tuning.force_config(config):
             for _ in range(5):  # a race need not show the first time
                 assert torch.equal(int8_matmul.int8_matmul(a, b, out_dtype=torch.int32), want)
-    a, b = codes(300, 528, device="cuda"), codes(515, 528, device="cuda")
-    for how in epilogues(300, 515, "cuda"):
+    a, b = codes(300, 528, device="cuda"), codes(528, 528, device="cuda")
+    for how in epilogues(300, 528, "cuda"):
         with _tuning.force_config(config):
             ours = int8_matmul.int8_matmul(a, b, **how)
         on_host = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in how.items()}

@@ -1,5 +1,7 @@
-"""The persistent int8_matmul: every configuration with the fullest epilogue, which is also that of the widest results,
-and with none."""
+"""The persistent int8_matmul: every configuration with the fullest epilogue, its residual float32, and with none.
+
+M and K end inside a tile.
+"""
 
 from collections.abc import Iterator
 
@@ -11,18 +13,18 @@ def calls() -> Iterator[tuple]:
     from pykernels.kernels.int8_matmul import int8_matmul
 
     def product(out_dtype, **how):
-        a, b = (torch.empty(size, 4096, dtype=torch.int8) for size in (8192, 6144))
+        a, b = (torch.empty(size, 4112, dtype=torch.int8) for size in (8191, 6144))
         return int8_matmul(a, b, out_dtype=out_dtype, **how)
 
     def full(out_dtype):
         return product(
             out_dtype,
-            a_scale=torch.empty(8192),
+            a_scale=torch.empty(8191),
             b_scale=torch.empty(6144),
-            bias=torch.empty(6144, dtype=torch.bfloat16),
-            residual=torch.empty(8192, 6144, dtype=torch.bfloat16),
+            bias=torch.empty(6144),
+            residual=torch.empty(8191, 6144),
             activation=2,
-            a_zero_point=torch.empty(8192, dtype=torch.int32),
+            a_zero_point=torch.empty(8191, dtype=torch.int32),
             b_sum=torch.empty(6144, dtype=torch.int32),
         )
 
