@@ -33,8 +33,9 @@ def _config(m: int, n: int, stored: int, warps: int, stages: int, per_sm: int) -
 # the gap hardly counts. BLOCK_K is a row of a TMA box, 128 bytes: the widest swizzle. STORED is how many columns are
 # finished at a time, for what the epilogue needs must fit beside the accumulators.
 WIDE = _config(128, 256, 32, 8, 4, 1)  # the most operations a byte; its accumulators are half of all registers
-# Two programs share an SM: one multiplies while the other waits or stores. With more registers they would not.
-PAIR = {**_config(128, 128, 16, 8, 3, 2), "maxnreg": 128}
+# Two programs share an SM: one multiplies while the other waits or stores. Four warps, so that the registers of each
+# thread hold its 128 sums and the epilogue's needs.
+PAIR = _config(128, 128, 16, 4, 3, 2)
 SHORT = _config(64, 128, 32, 4, 4, 2)  # as PAIR with half the rows: enough tiles for the SMs where M is some hundreds
 CONFIGS: dict[int, list[Config]] = {64: [SHORT], 8192: [WIDE, PAIR, SHORT]}
 
