@@ -36,7 +36,7 @@ WIDE = _config(128, 256, 32, 8, 4, 1)  # the most operations a byte; its accumul
 # Two programs share an SM: one multiplies while the other waits or stores. Four warps, so that the registers of each
 # thread hold its 128 sums and the epilogue's needs.
 PAIR = _config(128, 128, 16, 4, 3, 2)
-SHORT = _config(64, 128, 32, 4, 4, 2)  # as PAIR with half the rows: enough tiles for the SMs where M is some hundreds
+SHORT = _config(64, 128, 16, 4, 4, 2)  # as PAIR with half the rows: enough tiles for the SMs where M is some hundreds
 CONFIGS: dict[int, list[Config]] = {64: [SHORT], 8192: [WIDE, PAIR, SHORT]}
 
 
