@@ -68,6 +68,16 @@ def test_persistent_product_loads_by_tma(reports: list[dict]) -> None:
             assert blocks_per_multiprocessor(*shape) >= config["PER_SM"], r
 
 
+def test_unordered_loads_are_seen() -> None:
+    wait, barrier, load = (
+        "WARPGROUP.DEPBAR.LE gsb0, 0x0 ;\n",
+        "BAR.SYNC.DEFER_BLOCKING 0x0 ;\n",
+        "@UP2 UTMALDG.2D [UR20] ;\n",
+    )
+    assert triton_aot._unordered_loads(load + wait + barrier + load + load) == 0
+    assert triton_aot._unordered_loads(barrier + wait + load + load + barrier + load) == 2
+
+
 def test_rounding_kernels_are_not_contracted(reports: list[dict]) -> None:
     """x * inverse + u must round twice: no fused multiply-add in the PTX of a quantiser, and ptxas told to add none.
     Nor in an optimizer, whose results are the reference's bits."""
