@@ -48,7 +48,8 @@ step_or timeout 150 "$python" -m pykernels bench $int8 --gpu --limit 110 --csv "
   "$python" -m pykernels bench $int8 --gpu --dry-run --csv "$out/$name.csv"
 step_or timeout 120 "$python" -m pykernels bench $blocks --gpu --limit 70 --csv "$out/$name.csv" --resume -- \
   "$python" -m pykernels bench $blocks --gpu --dry-run
-# The layers of Llama-3, 72 cells: what the limit leaves out is measured by running this again.
+# The layers of Llama-3, 72 cells: what the limit leaves out is measured by running this again. PYKERNELS_TMA=0 and
+# another OUT give the Triton rows without the persistent kernel.
 step_or timeout "${LLAMA_SECONDS:-300}" "$python" -m pykernels bench int8_llama --gpu \
   --limit "$((${LLAMA_SECONDS:-300} - 60))" --csv "$out/$name-llama.csv" --resume -- \
   "$python" -m pykernels bench int8_llama --gpu --dry-run --csv "$out/$name-llama.csv"

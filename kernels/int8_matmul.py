@@ -6,10 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
+from . import _int8_matmul_persistent, _int8_matmul_split
 from ._common import FLOATS, MAX_K, int8_epilogue, refuse
+from ._tile_order import tile_at
 from ._tuning import Config, bucket, tuned
-
-REDUCE_M, REDUCE_N = 4, 256
 
 
 def _config(m: int, n: int, k: int, split: int, warps: int, stages: int) -> Config:
@@ -30,11 +30,13 @@ LARGE: list[tuple[int, Config]] = [(1, _config(128, 128, 128, 1, 8, 4)), (0, _co
 UNALIGNED = _config(32, 64, 64, 1, 4, 1)
 
 
-def configs_for(M: int, aligned: bool, epilogue: int) -> list[Config]:
+def configs_for(M: int, aligned: bool, epilogue: int, tma: bool) -> list[Config]:
+    """The configurations to choose among. The default is a plain one: it needs nothing of the device or of Triton."""
     if not aligned:
         return [UNALIGNED]
     limit, configs = next((limit, configs) for limit, configs in CONFIGS.items() if bucket(M) <= limit)
-    return [config for most, config in LARGE if limit == 8192 and epilogue <= most] + configs
+    large = [config for most, config in LARGE if limit == 8192 and epilogue <= most]
+    return large + configs + (_int8_matmul_persistent.CONFIGS.get(limit, []) if tma else [])
 
 
 @triton.jit
@@ -66,13 +68,9 @@ def _int8_matmul(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # Eight rows of tiles at a time: programs that run together share their tiles of a and of b in L2.
-    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    group = tl.program_id(0) // (8 * tiles_n)
-    height = tl.minimum(tiles_m - 8 * group, 8)
-    within = tl.program_id(0) % (8 * tiles_n)
-    rows = (8 * group + within % height).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile_m, tile_n = tile_at(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
 
     # Rows past the edge read row 0 again; only K needs a mask.
     k = tl.arange(0, BLOCK_K)
@@ -114,57 +112,6 @@ def _int8_matmul(
     else:
         mask = (rows < M)[:, None] & (cols < N)[None, :]
         tl.store(partial_ptr + (tl.program_id(1) * M + rows)[:, None] * N + cols[None, :], acc, mask=mask)
-
-
-@triton.jit
-def _reduce(
-    partial_ptr,
-    out_ptr,
-    a_scale_ptr,
-    b_scale_ptr,
-    zero_point_ptr,
-    b_sum_ptr,
-    bias_ptr,
-    residual_ptr,
-    M,
-    N,
-    out_stride,
-    residual_stride,
-    a_scale_stride,
-    b_scale_stride,
-    zero_point_stride,
-    ACTIVATION: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    rows = (tl.program_id(0) // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = (tl.program_id(0) % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = (rows < M)[:, None] & (cols < N)[None, :]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    for part in tl.static_range(SPLIT_K):
-        acc += tl.load(partial_ptr + (part * M + rows)[:, None] * N + cols[None, :], mask=mask, other=0)
-    int8_epilogue(
-        acc,
-        rows,
-        cols,
-        M,
-        N,
-        a_scale_ptr,
-        a_scale_stride,
-        b_scale_ptr,
-        b_scale_stride,
-        zero_point_ptr,
-        zero_point_stride,
-        b_sum_ptr,
-        bias_ptr,
-        residual_ptr,
-        residual_stride,
-        out_ptr,
-        out_stride,
-        ACTIVATION,
-    )
 
 
 def _vector(t: torch.Tensor | None, name: str, length: int, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor | None:
@@ -221,6 +168,9 @@ def int8_matmul(
     strides = (out.stride(0), 0 if residual is None else residual.stride(0), *step)
 
     def launch(config: Config) -> None:
+        if "PER_SM" in config:
+            _int8_matmul_persistent.launch(config, a, b, tensors, strides, activation)
+            return
         split = config["SPLIT_K"]
         partial = torch.empty((split, M, N), dtype=torch.int32, device=a.device) if split > 1 else None
         tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
@@ -239,23 +189,13 @@ def int8_matmul(
             EVEN_K=K % config["BLOCK_K"] == 0,
             **config,
         )
-        if split > 1:
-            _reduce[(triton.cdiv(M, REDUCE_M) * triton.cdiv(N, REDUCE_N),)](
-                partial,
-                *tensors,
-                M,
-                N,
-                *strides,
-                ACTIVATION=activation,
-                SPLIT_K=split,
-                BLOCK_M=REDUCE_M,
-                BLOCK_N=REDUCE_N,
-                num_warps=4,
-            )
+        if partial is not None:
+            _int8_matmul_split.reduce(partial, tensors, strides, activation)
 
     aligned = all(size % 16 == 0 for size in (K, a.stride(0), b.stride(0), a.data_ptr(), b.data_ptr()))
     epilogue = 2 if a_zero_point is not None else int(residual is not None or activation > 1)
-    configs = configs_for(M, aligned, epilogue)
+    tma = aligned and _int8_matmul_persistent.usable(a, b, residual)
+    configs, key = configs_for(M, aligned, epilogue, tma), (bucket(M), N, K, out_dtype, aligned, epilogue, tma)
     with torch.cuda.device_of(a):
-        launch(tuned("int8_matmul", (bucket(M), N, K, out_dtype, aligned, epilogue), configs, a.device, launch))
+        launch(tuned("int8_matmul", key, configs, a.device, launch))
     return out

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from ._common import FLOATS, INF_BITS, INTERPRETED, abs_bits, check_float, finish, refuse
+from ._tile_order import tile_at
 from ._tuning import Config, bucket, tuned
 
 
@@ -86,12 +87,9 @@ def _weight_only(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    band = tl.program_id(0) // (8 * tiles_n)
-    height = tl.minimum(tiles_m - 8 * band, 8)
-    within = tl.program_id(0) % (8 * tiles_n)
-    rows = (8 * band + within % height).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile_m, tile_n = tile_at(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     x_rows = x_ptr + tl.where(rows < M, rows, 0)[:, None] * x_stride
     w_rows = w_ptr + tl.where(cols < N, cols, 0).to(tl.int64)[:, None] * K

@@ -56,6 +56,16 @@ def test_hopper_products_use_the_warpgroup_instruction() -> None:
         assert row["occupancy"] >= HOPPER_OCCUPANCY, row
 
 
+def test_persistent_product_of_triton_loads_by_tma() -> None:
+    persistent = [row for row in ROWS if row["kernel"] == "_int8_matmul_persistent"]
+    assert {row["arch"] for row in persistent} == {"sm_90", "sm_100"}
+    for row in persistent:
+        assert row["tma_loads"] > 0 and "tile" in row, row
+        assert ("IGMMA" if row["arch"] == "sm_90" else "IMMA") in row["tensor_cores"], row
+    assert all(row["tma_loads"] > 0 for row in ROWS if row["source"].startswith("hopper/"))
+    assert not any(row["tma_loads"] for row in ROWS if row["arch"] == "sm_80")
+
+
 def test_products_of_sm_80_use_the_warp_instruction() -> None:
     mma = [row for row in ROWS if row["kind"] == "CUDA" and row["source"].startswith("int8_matmul") and "tile" in row]
     assert mma

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu_static import triton_aot
-from benchmarks.gpu_static.devices import LIMITS
+from benchmarks.gpu_static.devices import LIMITS, blocks_per_multiprocessor
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,36 @@ def test_products_of_experts_and_blocks_use_tensor_cores(reports: list[dict]) ->
             wide = r["arch"] == 90 and r["constants"]["BLOCK_M"] >= 64
             blackwell = r["arch"] == 100 and warp == "HMMA" and "UTCHMMA" in r["tensor_cores"]
             assert blackwell or (warpgroup if wide else warp) in r["tensor_cores"], r
+
+
+def test_persistent_product_loads_by_tma(reports: list[dict]) -> None:
+    """By tensor cores and TMA, no load before every warpgroup is done with what it overwrites, and as many programs on
+    an SM as the launch counts on."""
+    from pykernels.kernels._int8_matmul_persistent import CONFIGS
+
+    products = [r for r in reports if r["kernel"] == "_int8_matmul_persistent"]
+    assert {(r["arch"], r["call"].split()[-1]) for r in products} == {
+        (90, "bfloat16"), (90, "float32"), (90, "int32"), (100, "bfloat16"), (100, "float32")
+    }  # fmt: skip
+    for config in CONFIGS[8192]:
+        launched = {name: value for name, value in config.items() if name != "PER_SM"}
+        compiled = [r for r in products if r["constants"].items() >= launched.items()]
+        assert len(compiled) == 5, config
+        for r in compiled:
+            assert ("IGMMA" if r["arch"] == 90 else "IMMA") in r["tensor_cores"], r
+            assert r["tma_loads"] > 0 and not r["unordered_loads"], r
+            shape = (f"sm_{r['arch']}", r["threads"], r["registers"], r["shared"])
+            assert blocks_per_multiprocessor(*shape) >= config["PER_SM"], r
+
+
+def test_unordered_loads_are_seen() -> None:
+    wait, barrier, load = (
+        "WARPGROUP.DEPBAR.LE gsb0, 0x0 ;\n",
+        "BAR.SYNC.DEFER_BLOCKING 0x0 ;\n",
+        "@UP2 UTMALDG.2D [UR20] ;\n",
+    )
+    assert triton_aot._unordered_loads(load + wait + barrier + load + load) == 0
+    assert triton_aot._unordered_loads(barrier + wait + load + load + barrier + load) == 2
 
 
 def test_rounding_kernels_are_not_contracted(reports: list[dict]) -> None:

@@ -52,15 +52,17 @@ def kilobytes(count: int) -> str:
     return f"{count / 1024:.0f}"
 
 
-def tensor_cores(row: collect.Row) -> str:
-    found = row["tensor_cores"]
-    if isinstance(found, dict):
-        return ", ".join(f"{count} {kind}" for kind, count in found.items()) or "none"
+def instructions(row: collect.Row) -> str:
+    """Of the tensor cores and of TMA's loads."""
+    kinds = row["tensor_cores"]
+    found = [f"{count} {kind}" for kind, count in kinds.items()] if isinstance(kinds, dict) else list(kinds)
+    if row["tma_loads"]:
+        found.append(f"{row['tma_loads']} UTMALDG")
     return ", ".join(found) or "none"
 
 
 def products(rows: list[collect.Row], kind: str) -> str:
-    head = ["kernel", "for", "tile", "threads", "registers", "shared, KB", "blocks", "occupancy", "tensor cores"]
+    head = ["kernel", "for", "tile", "threads", "registers", "shared, KB", "blocks", "occupancy", "tensor cores, TMA"]
     head += ["operations a byte", "ceiling, T/s"]
     body = []
     for row in rows:
@@ -68,7 +70,7 @@ def products(rows: list[collect.Row], kind: str) -> str:
             name = row["kernel"] if kind == "CUDA" else f"{row['kernel']} ({row['source']})"
             ceilings = ", ".join(f"{each / 1e12:.0f}" for each in row["ceilings"].values())
             cells = [name, row["arch"], row["tile"], row["threads"], row["registers"], kilobytes(row["shared"])]
-            cells += [row["blocks"], f"{100 * row['occupancy']:.1f} %", tensor_cores(row)]
+            cells += [row["blocks"], f"{100 * row['occupancy']:.1f} %", instructions(row)]
             body.append([*cells, f"{row['operations'] / row['bytes']:.0f}", ceilings])
     return table(head, body)
 

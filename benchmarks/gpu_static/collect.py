@@ -62,6 +62,7 @@ def _cuda_row(source: Path, arch: str, kernel: dict[str, Any]) -> Row:
         # sm_90's own kilobyte is counted in the static part, and again by the occupancy: take it out here.
         "shared": dynamic + max(0, kernel["static_shared"] - (1024 if arch.startswith("sm_9") else 0)),
         "tensor_cores": {kind: by_kind[kind] for kind in TENSOR_CORES if kind in by_kind},
+        "tma_loads": by_kind.get("UTMALDG", 0),
     }
     return row | _derived(row, tile)
 
@@ -78,6 +79,7 @@ def _triton_row(report: dict[str, Any]) -> Row:
         "spills": report["spills"],
         "shared": report["shared"],
         "tensor_cores": report["tensor_cores"],
+        "tma_loads": report["tma_loads"],
     }
     return row | _derived(row, tiles.triton(report["kernel"], report["constants"]))
 

@@ -77,8 +77,6 @@ def triton(kernel: str, constants: dict[str, object]) -> Tile | None:
     if not all(isinstance(size, int) for size in sizes):
         return None
     m, n, k = sizes
-    if kernel in ("_int8_grouped_matmul", "_int8_block_scaled"):
-        return Tile(m, n, k)
-    if kernel == "_int8_matmul":
+    if kernel in ("_int8_matmul", "_int8_matmul_persistent", "_int8_grouped_matmul", "_int8_block_scaled"):
         return Tile(m, n, k)
     return Tile(m, n, k, a_bytes=2, kind="half") if kernel == "_weight_only" else None

@@ -64,11 +64,29 @@ def _resources(cubin: bytes, tools: Path, seen: Path) -> dict[str, int | list[st
         "local": int(found["LOCAL"]),
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", dump.stdout)),
         "tensor_cores": sorted(set(tensor_cores)),
+        "tma_loads": len(re.findall(r"\bUTMALDG\b", dump.stdout)),
+        "unordered_loads": _unordered_loads(dump.stdout),
     }
     with tempfile.NamedTemporaryFile("w", dir=seen, delete=False) as file:
         file.write(json.dumps(resources))
     os.replace(file.name, known)
     return resources
+
+
+def _unordered_loads(sass: str) -> int:
+    """TMA loads that follow a wait for a warpgroup's products with no barrier between, in the order of the code.
+
+    The wait is for the products of the warpgroup that waits. Where there are more, another may still read what the load
+    overwrites (https://github.com/triton-lang/triton/pull/11056).
+    """
+    steps = re.findall(r"WARPGROUP\.DEPBAR|BAR\.SYNC|UTMALDG", sass)
+    waited, found = False, 0
+    for step in steps:
+        if step == "UTMALDG":
+            found += waited
+        else:
+            waited = step == "WARPGROUP.DEPBAR"
+    return found
 
 
 def _worker() -> None:
