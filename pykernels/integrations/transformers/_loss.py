@@ -89,7 +89,7 @@ def linear_loss(
     return loss / num_items_in_batch
 
 
-class _Base(nn.Module):
+class Base(nn.Module):
     """Stands for the model without a head."""
 
     def __init__(self, hidden: Tensor) -> None:
@@ -123,7 +123,7 @@ def recognise(module: nn.Module) -> LossState | None:
     hidden, labels = probe.numbers(1, 4, width), torch.tensor([[0, 3, -100, 6]])
     small_head = probe.linear(width, vocabulary, bias=head.bias is not None, seed=8)
     config = probe.eager_config(module.config, vocab_size=vocabulary)
-    small = probe.skeleton(module, {base: _Base(hidden), name: small_head}, config=config, vocab_size=vocabulary)
+    small = probe.skeleton(module, {base: Base(hidden), name: small_head}, config=config, vocab_size=vocabulary)
     with torch.no_grad():
         try:
             out = type(module).forward(small, input_ids=labels.abs(), labels=labels, num_items_in_batch=3)

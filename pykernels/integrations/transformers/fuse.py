@@ -10,7 +10,7 @@ from torch import nn
 from ...memory.checkpoint import _Checkpointed
 from ...nn._save import check_save
 from ...quantization.report import Skipped
-from . import _attention, _gated_mlp, _layer, _loss, _norms, _plain_mlp
+from . import _attention, _gated_mlp, _layer, _loss, _masked_loss, _norms, _plain_mlp
 from ._swap import Fused, is_swapped, swap, swap_back
 from .report import Converted, FusionReport
 
@@ -119,6 +119,7 @@ def _recognisers(
         return run
 
     if loss:
+        yield as_found(_masked_loss.FusedMaskedLM, "linear cross entropy", _masked_loss.recognise)
         yield as_found(_loss.FusedCausalLM, "linear cross entropy", _loss.recognise)
     if whole:
         yield as_found(_layer.FusedDecoderLayer, "decoder layer", _layer.recognise, save)
