@@ -56,8 +56,11 @@ def code(config: CausalLMConfig, made: memory.Plan) -> str:
     options = "lr=3e-4"
     if not recipe.optimizer.startswith("torch."):
         options += f", state_bits={recipe.state_bits}, rounding={recipe.rounding!r}"
-    if recipe.stage:
-        lines += ["from pykernels.distributed import zero", "", "# torchrun --nproc-per-node " + str(made.world_size)]
+    many = made.world_size > 1
+    if recipe.stage or many:
+        lines += ["from pykernels.distributed import zero"] if recipe.stage else []
+        lines += [] if recipe.stage else ["from torch.nn.parallel import DistributedDataParallel"]
+        lines += ["", "# torchrun --nproc-per-node " + str(made.world_size)]
         lines += ["torch.distributed.init_process_group()", "rank = torch.distributed.get_node_local_rank()"]
         lines += ['device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"']
         lines += ["if torch.cuda.is_available():", "    torch.cuda.set_device(rank)"]
@@ -75,6 +78,12 @@ def code(config: CausalLMConfig, made: memory.Plan) -> str:
         lines += [f"optimizer = OffloadedOptimizer(model.parameters(), {optimizer}, {options})"]
     else:
         lines += [f"optimizer = {optimizer}(model.parameters(), {options})"]
+    if many and not recipe.stage:
+        lines += ["model = DistributedDataParallel(model, gradient_as_bucket_view=True)"]
+    whose = "your data"
+    if many:
+        lines += ["torch.manual_seed(rank)"]
+        whose = "your data, a part for each rank"
     loss = "model(tokens[:, :-1], tokens[:, 1:])"
     if recipe.loss == "logits" and not recipe.eager:
         lines.insert(1, "import pykernels.functional as F")
@@ -82,13 +91,14 @@ def code(config: CausalLMConfig, made: memory.Plan) -> str:
     lines += [
         "",
         "for step in range(10):",
-        f"    tokens = torch.randint({config.vocab_size}, ({made.batch}, {made.seq + 1}), device=device)  # your data",
+        f"    tokens = torch.randint({config.vocab_size}, ({made.batch}, {made.seq + 1}), device=device)  # {whose}",
         f"    loss = {loss}",
         "    loss.backward()",
         "    optimizer.step()",
         "    optimizer.zero_grad()",
         "    print(step, loss.item())",
     ]
+    lines += ["torch.distributed.destroy_process_group()"] if many else []
     return "\n".join(lines) + "\n"
 
 

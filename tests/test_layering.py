@@ -14,7 +14,7 @@ ALLOWED = {
     "ops": {"_host", "_library", "ops"},
     "functional": {"ops", "quantization.config"},
     "nn": {"functional", "nn", "quantization.config", "ops"},
-    "memory": {"_host", "_library", "functional", "memory", "nn", "ops", "optim", "quantization"},
+    "memory": {"_host", "_library", "distributed", "functional", "memory", "nn", "ops", "optim", "quantization"},
     "optim": {"_library", "functional", "ops", "optim"},
     "distributed": {"distributed", "functional", "ops", "optim"},
     "quantization": {"functional", "nn", "quantization", "_library"},

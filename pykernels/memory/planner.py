@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from ..nn import CausalLM, CausalLMConfig
 from .contract import LayerShape, saved_bytes_per_token
 from .recipe import DTYPES, Recipe
-from .tracing import Shares, Timeline, trace_step
+from .tracing import Timeline, trace_step
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
 
 DEVICES = ("cpu", "cuda")
 ModelOrConfig = nn.Module | CausalLMConfig | Mapping[str, Any] | str | Path
@@ -103,6 +106,8 @@ def plan(
         raise ValueError(f"device_memory: got {device_memory}, accepts a number of bytes above 0.")
     if device == "cpu" and recipe is not None and recipe.offload:
         raise ValueError(f"offload: got {recipe.offload!r} with device 'cpu', accepts None: its memory is the host's.")
+    if world_size > 1 and recipe is not None and recipe.offload and not recipe.stage:
+        raise ValueError(f"offload: got {recipe.offload!r} with stage 0 on several devices, accepts stages 1 to 3.")
     where: dict[str, Any] = {"batch": batch, "seq": seq, "world_size": world_size, "device": device}
     config = config_of(model_or_config)
     if config is not None:
@@ -150,7 +155,7 @@ def plan_config(config: CausalLMConfig, recipe: Recipe, *, batch: int, seq: int,
         recipe.make_optimizer(model.parameters()),
         device=device,
         vocabulary=config.vocab_size,
-        shares=shares_of(model, recipe, world_size),
+        sharding=sharding_of(model, recipe, world_size, device),
     )
     dial = (recipe.save,) * config.num_hidden_layers if isinstance(recipe.save, str) else recipe.save
     layers = (
@@ -199,7 +204,7 @@ def plan_module(
         lambda: forward(copied),
         recipe.make_optimizer([p for p in copied.parameters() if p.requires_grad]),
         device=device,
-        shares=shares_of(copied, recipe, world_size),
+        sharding=sharding_of(copied, recipe, world_size, device),
     )
     return _made(line, copied, recipe, batch, seq, world_size, device, ())
 
@@ -214,35 +219,11 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, known)
 
 
-def shares_of(model: nn.Module, recipe: Recipe, world_size: int) -> Shares:
-    """What a rank holds under the recipe's stage of ZeRO.
+def sharding_of(model: nn.Module, recipe: Recipe, world_size: int, device: str) -> Ranks | None:
+    """What one of several ranks holds beside the step; None for a single device."""
+    from .ranks import Ranks
 
-    Stage 1 keeps parameters whole and shards gradients, once they are reduced, and state. Stages 2 and 3 are FSDP2's:
-    what is in no layer stays gathered through forward and backward; stage 2 gathers all layers, stage 3 one and the
-    next. Not yet reduced are the gradients of what is in no layer and of two layers (stage 1: two layers).
-    """
-    stage, world = recipe.stage, world_size
-    if not stage:
-        return Shares(state=0.0 if recipe.offload else 1.0)
-    layers, rest = _units(model)
-    sharded = 1.0 / world
-    on_host = recipe.offload == "parameters"
-    state = 0.0 if recipe.offload else sharded
-    gradients = 0.0 if on_host else sharded
-    if stage == 1:
-        return Shares(gradients=sharded, state=state, in_flight=(0, 2 * layers, 0))
-    kept = 0.0 if on_host else sharded
-    if stage == 2:
-        return Shares((1 + kept, 1 + kept, kept), gradients, state, (0, rest + 2 * layers, 0))
-    gathered = rest + 2 * layers
-    return Shares((kept, kept, kept), gradients, state, (gathered, gathered + rest + 2 * layers, 0))
-
-
-def _units(model: nn.Module) -> tuple[int, int]:
-    """Bytes of the parameters of the largest layer, and of those in no layer. Layers are elements of a ModuleList."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
-    layers = [sum(p.nbytes for p in layer.parameters()) for layer in (lists[0] if lists else ())]
-    return max(layers, default=0), sum(p.nbytes for p in model.parameters()) - sum(layers)
+    return Ranks(model, recipe, world_size, device) if recipe.stage or world_size > 1 else None
 
 
 def refuse(made: Plan, device_memory: int, least: Plan | None) -> None:

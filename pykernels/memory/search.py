@@ -19,7 +19,7 @@ import torch
 
 from ..nn import SAVE, CausalLM, CausalLMConfig, TransformerBlock
 from ..quantization import Int8TrainingConfig, quantize_
-from .planner import DoesNotFit, Plan, describe, gigabytes, plan_config, shares_of
+from .planner import DoesNotFit, Plan, describe, gigabytes, plan_config
 from .recipe import DTYPES, Recipe
 from .tracing import LayerTrace, trace_layer
 
@@ -152,6 +152,8 @@ def _recipes(dtype: str, world_size: int, int8_training: bool, device: str) -> I
         (0, 1, 2, 3) if world_size > 1 else (0,),
         (None,) if device == "cpu" else (None, "optimizer"),
     ):
+        if offload and not stage and world_size > 1:
+            continue
         yield Recipe(
             dtype, int8_training=int8, state_bits=bits, rounding=_rounding(dtype), stage=stage, offload=offload
         )
@@ -213,13 +215,27 @@ def _around(
 ) -> tuple[int, int, float]:
     """Bytes that are there all the time; what loss and head hold beside what the layers keep; the share of each
     gradient that stays."""
+    from ..distributed.replicated import BUCKET_BYTES, IN_FLIGHT  # here: it brings torch's engine with it
+
     model = CausalLM(config, device="meta", dtype=DTYPES[recipe.dtype])
-    shares = shares_of(model, recipe, world_size)
-    parameters = sum(p.nbytes for p in model.parameters())
-    fixed = max(shares.parameters[:2]) * parameters + shares.state * _state_bytes(
-        config, recipe.dtype, recipe.state_bits, recipe.rounding
+    whole = sum(p.nbytes for p in model.parameters())
+    layer = max(sum(p.nbytes for p in layer.parameters()) for layer in model.model.layers)
+    rest = whole - sum(p.nbytes for p in model.model.layers.parameters())
+    state = _state_bytes(config, recipe.dtype, recipe.state_bits, recipe.rounding)
+    share = 1.0 / world_size if recipe.stage else 1.0
+    # About what pykernels.memory.ranks finds at the end of forward, when most is kept for backward.
+    fixed = {
+        0: whole if world_size == 1 else 2 * whole,
+        1: whole + min(whole, IN_FLIGHT * BUCKET_BYTES),
+        2: share * whole + whole,
+        3: share * whole + rest + 2 * layer,
+    }[recipe.stage]
+    gradients = share if recipe.stage or world_size == 1 else 0.0
+    return (
+        int(fixed + (0 if recipe.offload else share * state)),
+        _head(config, recipe.dtype, batch, seq, device),
+        gradients,
     )
-    return int(fixed) + max(shares.in_flight), _head(config, recipe.dtype, batch, seq, device), shares.gradients
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +28,14 @@ KINDS = ("parameters", "optimizer state", "gradients", "saved activations", "log
 ROUNDS_TO = {"cpu": 1, "cuda": 512}  # bytes of a block of the allocator
 
 
-@dataclass(frozen=True)
-class Shares:
-    """What one of several ranks holds: of the parameters in each phase, of gradients and of state; and the bytes of
-    what is gathered or not yet reduced ("in flight") in each phase."""
+class Sharding(Protocol):
+    """What one of several ranks holds beside the step: see pykernels.memory.ranks."""
 
-    parameters: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    gradients: float = 1.0
-    state: float = 1.0
-    in_flight: tuple[int, int, int] = (0, 0, 0)
+    state_share: float
+
+    def attach(self, tracer: Tracer) -> list[Any]: ...
+    def start(self) -> Iterator[tuple[str, int]]: ...
+    def on(self, event: str, place: int, nbytes: int = 0) -> Iterator[tuple[str, int]]: ...
 
 
 @dataclass
@@ -95,6 +94,10 @@ class Tracer(TorchDispatchMode):
         number = self.block_of(tensor)
         if number is not None:
             self.blocks[number].kind = kind
+
+    def mark(self, event: str, place: int) -> None:
+        """Notes an event that takes no memory by itself; it is told from others by the sign 0."""
+        self.events.append((place, 0, event))
 
     def add(self, tensor: Tensor, operation: str = "") -> None:
         """Takes a tensor in, unless its memory is known."""
@@ -228,13 +231,13 @@ def trace_step(
     *,
     device: str = "cpu",
     vocabulary: int | None = None,
-    shares: Shares | None = None,
+    sharding: Sharding | None = None,
 ) -> Timeline:
     """The memory of a step in the steady state: loss_of() is the forward, then backward, then the optimizer's step.
 
     model and what loss_of reads are on the meta device; the optimizer has no state yet. device: "cpu" or "cuda", whose
     choices of kernels and rounding of sizes are followed. vocabulary: results whose last dimension is so large are
-    called logits. shares: what one of several ranks holds of it.
+    called logits. sharding: of the step over ranks, None for one device.
     """
     tracer = Tracer(device)
     for key in [key for key in _tables if key[-1] == torch.device("meta")]:
@@ -243,6 +246,7 @@ def trace_step(
     for tensor in (*model.parameters(), *model.buffers()):
         tracer.add(tensor)
     marks: list[int] = []
+    hooks = [] if sharding is None else sharding.attach(tracer)
     with planned_for(device), FlashAttention(), tracer:
         tracer.opens = False
         with torch.no_grad():
@@ -274,30 +278,38 @@ def trace_step(
         if optimizer is not None:
             optimizer.step()
         marks.append(len(tracer.events))
+    gradients = {place: p.grad for place, p in enumerate(model.parameters()) if p.grad is not None}
+    blocks = {place: tracer.block_of(grad) for place, grad in gradients.items()}
+    del gradients
     for p in trained:
         p.grad = None
-    return _replay(tracer, len(before), marks, vocabulary, shares or Shares())
+    for hook in hooks:
+        hook.remove()
+    return _replay(tracer, len(before), marks, vocabulary, sharding, blocks)
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
     return [leaf for state in optimizer.state.values() for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
 
 
-def _replay(tracer: Tracer, start: int, marks: list[int], vocabulary: int | None, shares: Shares) -> Timeline:
-    """Runs through the events again, now that it is known what each block was."""
-    factors = {"gradients": shares.gradients, "optimizer state": shares.state}
+def _replay(
+    tracer: Tracer,
+    start: int,
+    marks: list[int],
+    vocabulary: int | None,
+    sharding: Sharding | None,
+    gradients: Mapping[int, int | None],
+) -> Timeline:
+    """Runs through the events again, now that it is known what each block was. gradients: the block of each one."""
+    share = 1.0 if sharding is None else sharding.state_share
     sizes = []
     for block in tracer.blocks:
         if vocabulary is not None and block.last_dim == vocabulary and block.kind in KINDS[3:6]:
             block.kind = "logits"
-        factor = factors.get(block.kind, 1.0)
-        sizes.append(block.nbytes if factor == 1.0 else math.ceil(block.nbytes * factor))
+        sizes.append(math.ceil(block.nbytes * share) if block.kind == "optimizer state" else block.nbytes)
     held, line = dict.fromkeys(KINDS, 0), Timeline()
-    whole = sum(block.nbytes for block in tracer.blocks if block.kind == "parameters")
 
     def note(phase: int, operation: str) -> None:
-        held["parameters"] = math.ceil(whole * shares.parameters[phase])
-        held["in flight"] = shares.in_flight[phase]
         now, name = sum(held.values()), PHASES[phase]
         line.phases[name] = max(line.phases[name], now)
         if now > line.peak:
@@ -305,11 +317,30 @@ def _replay(tracer: Tracer, start: int, marks: list[int], vocabulary: int | None
         for kind, nbytes in held.items():
             line.most[kind] = max(line.most[kind], nbytes)
 
+    def change(phase: int, changes: Iterable[tuple[str, int]], operation: str) -> None:
+        for kind, nbytes in changes:
+            held[kind] += nbytes
+            note(phase, operation)
+
+    def event(phase: int, name: str, place: int = 0) -> None:
+        if sharding is not None:
+            number = gradients.get(place) if name == "accumulated" else None
+            change(phase, sharding.on(name, place, 0 if number is None else sizes[number]), name)
+
     phase = 0
     for index, (number, sign, operation) in enumerate(tracer.events[: marks[-1]]):
+        if index == start and sharding is not None:
+            for kind, nbytes in sharding.start():
+                held[kind] += nbytes
         while index >= marks[phase]:
+            if phase == 1:
+                event(phase, "end_backward")
             phase += 1
             note(phase, "")
+        if not sign:
+            if not (phase and operation.endswith("forward")):  # checkpointing runs a forward again in backward
+                event(phase, operation, number)
+            continue
         kind = tracer.blocks[number].kind
         held[kind] += sign * sizes[number]
         if index < start:
@@ -317,8 +348,12 @@ def _replay(tracer: Tracer, start: int, marks: list[int], vocabulary: int | None
         if sign > 0 and kind == "temporaries":
             line.largest_temporary = max(line.largest_temporary, sizes[number])
         note(phase, operation)
-    for rest in range(phase + 1, len(PHASES)):
-        note(rest, "")
+    for rest in range(phase, len(PHASES)):
+        if rest > phase:
+            note(rest, "")
+        if rest == 1:
+            event(rest, "end_backward")
+    event(2, "end_step")
     return line
 
 
