@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from ._common import FLOATS, finish, refuse
+from ._tile_order import tile_at
 from ._tuning import Config, bucket, tuned
 
 SCALED = 128  # a step along K is a block; a tile of b's rows lies within one
@@ -50,13 +51,9 @@ def _int8_block_scaled(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    # Eight rows of tiles at a time: programs that run together share their tiles of a and of b in L2.
-    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    group = tl.program_id(0) // (8 * tiles_n)
-    height = tl.minimum(tiles_m - 8 * group, 8)
-    within = tl.program_id(0) % (8 * tiles_n)
-    rows = (8 * group + within % height).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    first_col = (within // height) * BLOCK_N
+    tile_m, tile_n = tile_at(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_col = tile_n * BLOCK_N
     cols = first_col + tl.arange(0, BLOCK_N)
 
     # Rows past the edge read row 0 again; only K needs a mask.

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from ._common import FLOATS, INF_BITS, INTERPRETED, abs_bits, check_float, narrow, refuse
+from ._tile_order import tile_at
 from ._tuning import Config, bucket, tuned
 from .int8_grouped_matmul import group_tile, most_row_tiles
 
@@ -74,16 +75,12 @@ def _grouped_grad_input(
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    # Eight row tiles at a time, as in int8_grouped_matmul.
-    tiles_k = tl.cdiv(K, BLOCK_K)
-    band = tl.program_id(0) // (8 * tiles_k)
-    height = tl.minimum(tiles_m - 8 * band, 8)
-    within = tl.program_id(0) % (8 * tiles_k)
-    expert, first, end = group_tile(counts_ptr, 8 * band + within % height, T, E, BLOCK_M, BLOCK_E)
+    tile_m, tile_k = tile_at(tl.program_id(0), tiles_m, tl.cdiv(K, BLOCK_K))
+    expert, first, end = group_tile(counts_ptr, tile_m, T, E, BLOCK_M, BLOCK_E)
     if first >= end:
         return
     rows = first + tl.arange(0, BLOCK_M)
-    cols = (within // height) * BLOCK_K + tl.arange(0, BLOCK_K)
+    cols = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     if expert < E:
         n = tl.arange(0, BLOCK_N)

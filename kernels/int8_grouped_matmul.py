@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ._common import FLOATS, MAX_K, int8_epilogue, refuse
+from ._tile_order import tile_at
 from ._tuning import Config, bucket, tuned
 
 
@@ -85,16 +86,13 @@ def _int8_grouped_matmul(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # Eight row tiles at a time, as in int8_matmul: neighbours mostly share an expert and so its tiles of b.
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    band = tl.program_id(0) // (8 * tiles_n)
-    height = tl.minimum(tiles_m - 8 * band, 8)
-    within = tl.program_id(0) % (8 * tiles_n)
-    expert, first, end = group_tile(counts_ptr, 8 * band + within % height, T, E, BLOCK_M, BLOCK_E)
+    # Neighbouring row tiles mostly share an expert, and so its tiles of b.
+    tile_m, tile_n = tile_at(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N))
+    expert, first, end = group_tile(counts_ptr, tile_m, T, E, BLOCK_M, BLOCK_E)
     if first >= end:
         return
     rows = first + tl.arange(0, BLOCK_M)
-    cols = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     if expert >= E:
         mask = (rows < end)[:, None] & (cols < N)[None, :]
         zeros = tl.zeros((BLOCK_M, BLOCK_N), out_ptr.dtype.element_ty)
