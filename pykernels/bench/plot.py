@@ -31,6 +31,8 @@ COLORS = {
     "pykernels recompute_qkv": "#f06292",
     "pykernels checkpoint": "#f8bbd0",
     "pykernels recompute": "#f06292",
+    "pykernels DTensor": "#f06292",
+    "torch fused DTensor": "#1565c0",
     "torchao compiled": "#ef6c00",
     "bitsandbytes": "#6d4c41",
     "torch._weight_int8pack_mm": "#7e57c2",
