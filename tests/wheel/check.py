@@ -86,15 +86,19 @@ def try_beside(torch: str, wheel: Path, index: str | None) -> str:
         source = ["--index-url", index] if index else []
         subprocess.run([*pip, *source, f"torch=={torch}"], check=True)
         constraints = HERE.parents[1] / "constraints.txt"
-        rest = [line for line in constraints.read_text().splitlines() if not line.startswith(("torch=", "triton="))]
+        theirs = ("torch=", "triton=", "setuptools=")  # each torch asks for its own
+        rest = [line for line in constraints.read_text().splitlines() if not line.startswith(theirs)]
         pins = Path(folder, "pins.txt")
-        pins.write_text("\n".join(rest))
+        pins.write_text("\n".join([*rest, f"torch=={torch}"]))  # or pip may take another
         subprocess.run([*pip, "-c", pins, wheel], check=True)
         smoke = [python, "-I", HERE / "smoke.py"]
         ran = subprocess.run(smoke, cwd=folder, env={"PYKERNELS_REQUIRE_NATIVE": "1"}, capture_output=True, text=True)
         if ran.returncode:
             raise Wrong(f"beside torch {torch}:\n{ran.stderr}")
-        return ran.stdout.splitlines()[-1]
+        said = ran.stdout.splitlines()[-1]
+        if f"torch {torch}" not in said:
+            raise Wrong(f"asked for torch {torch}, but {said}")
+        return said
 
 
 def main() -> int:

@@ -30,6 +30,8 @@ def main() -> None:
     against_reference(lambda: F.int8_weight_only_linear(x, quantised), atol=1e-3)
     against_reference(lambda: F.rms_norm(x, torch.ones(130)))
     against_reference(lambda: F.linear_cross_entropy(x, weight, torch.arange(5)))
+    leaf = x.clone().requires_grad_()
+    against_reference(lambda: torch.autograd.grad(F.norm_linear(leaf, [weight, weight])[1].square().mean(), leaf)[0])
 
     model = torch.nn.Sequential(torch.nn.Linear(130, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
     before = model(x)
