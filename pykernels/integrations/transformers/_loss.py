@@ -52,10 +52,14 @@ class FusedCausalLM(Fused):
         cls = self._pykernels.output
         passed = {name: outputs.get(name) for name in _PASSED_ON if name in cls.__dataclass_fields__}
         result = cls(loss=loss, logits=None, **passed)
-        as_dict = kwargs.get("return_dict")
-        if as_dict is None:
-            as_dict = getattr(self.config, "return_dict", True)
-        return result if as_dict else result.to_tuple()
+        return as_asked(result, self.config, kwargs.get("return_dict"))
+
+
+def as_asked(result: Any, config: Any, return_dict: bool | None) -> Any:
+    """The result as it is, or as a tuple where the call or the configuration asks for one."""
+    if return_dict is None:
+        return_dict = getattr(config, "return_dict", True)
+    return result if return_dict else result.to_tuple()
 
 
 def linear_loss(

@@ -12,7 +12,7 @@ from ... import functional as F
 from ...nn._hooks import HOOKS
 from ...nn._save import plain_linear
 from . import _probe as probe
-from ._loss import Base
+from ._loss import Base, as_asked
 from ._swap import Fused
 
 
@@ -49,10 +49,7 @@ class FusedMaskedLM(Fused):
         loss = unshifted_loss(transform(outputs.last_hidden_state), decoder, labels)
         passed = {name: outputs.get(name) for name in ("hidden_states", "attentions")}
         result = state.output(loss=loss, logits=None, **passed)
-        as_dict = kwargs.get("return_dict")
-        if as_dict is None:
-            as_dict = getattr(self.config, "return_dict", True)
-        return result if as_dict else result.to_tuple()
+        return as_asked(result, self.config, kwargs.get("return_dict"))
 
 
 def unshifted_loss(hidden: Tensor, decoder: Any, labels: Tensor) -> Tensor:
@@ -80,10 +77,11 @@ def recognise(module: nn.Module) -> MaskedLossState | None:
     if decoder is None or base not in module._modules or len(heads) != 1 or decoder in module._modules.values():
         return None
     path = [heads.pop()]
-    owner = module._modules[path[0]]
-    while owner is not None and decoder not in owner._modules.values() and len(owner._modules) == 1:
-        path.append(next(iter(owner._modules)))
-        owner = owner._modules[path[-1]]
+    chain = [getattr(module, path[0])]
+    while chain[-1] is not None and decoder not in chain[-1]._modules.values() and len(chain[-1]._modules) == 1:
+        path.append(next(iter(chain[-1]._modules)))
+        chain.append(getattr(chain[-1], path[-1]))
+    owner = chain[-1]
     if owner is None or decoder not in owner._modules.values() or len(owner._modules) != 2:
         return None
     name = next(n for n, m in owner._modules.items() if m is decoder)
@@ -92,10 +90,7 @@ def recognise(module: nn.Module) -> MaskedLossState | None:
     hidden, labels = probe.numbers(1, 4, width), torch.tensor([[0, 3, -100, 6]])
     small_decoder = probe.linear(width, vocabulary, bias=getattr(decoder, "bias", None) is not None, seed=8)
     small: Any = probe.skeleton(owner, {transform: _Double(), name: small_decoder})
-    above = [module]
-    for step in path[:-1]:
-        above.append(above[-1]._modules[step])  # type: ignore[arg-type]
-    for parent, step in zip(above[:0:-1], path[:0:-1], strict=True):
+    for parent, step in zip(chain[-2::-1], path[:0:-1], strict=True):
         small = probe.skeleton(parent, {step: small})
     config = probe.eager_config(module.config, vocab_size=vocabulary)
     small = probe.skeleton(module, {base: Base(hidden), path[0]: small}, config=config, vocab_size=vocabulary)
