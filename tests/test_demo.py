@@ -77,6 +77,21 @@ def test_a_loss_is_the_mean_of_its_windows_and_may_be_cut_short() -> None:
     assert measure.window_losses(model, windows, seconds=0.0) == losses[:2]
 
 
+def test_a_token_is_decoded_after_the_prompt_however_often() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=64
+    )
+    model, prompt = LlamaForCausalLM(config).eval(), torch.randint(64, (1, 9))
+    reader = measure.PromptReader(model, prompt)
+    with torch.inference_mode():
+        truth = model(torch.cat([prompt, prompt[:, -1:]], 1)).logits[:, -1]
+        reader.prefill()
+        for _ in range(2):
+            torch.testing.assert_close(reader.decode().logits[:, -1], truth)
+
+
 def test_a_slow_encoder_reads_fewer_sentences() -> None:
     batches = [{"x": torch.randn(3, 4)} for _ in range(5)]
     assert measure.embed(lambda x: x, batches).shape == (15, 4)

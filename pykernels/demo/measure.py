@@ -98,23 +98,22 @@ def language_model_loss(model: nn.Module, windows: Tensor) -> float:
     return statistics.fmean(window_losses(model, windows))
 
 
-def prefill(model: nn.Module, prompt: Tensor) -> Callable[[], object]:
-    """A call that reads prompt int64 [1, tokens] into a new cache and computes the logits of the last token."""
-    return lambda: model(prompt, use_cache=True, logits_to_keep=1)
+class PromptReader:
+    """Reads prompt int64 [1, tokens] and decodes after it; the two are timed one after the other."""
 
+    def __init__(self, model: nn.Module, prompt: Tensor) -> None:
+        self._model, self._prompt = model, prompt
+        self._cache: Any = None
 
-@torch.inference_mode()
-def decoding_step(model: nn.Module, prompt: Tensor) -> Callable[[], object]:
-    """A call that decodes one token after prompt int64 [1, tokens]; the cache is cut back to the prompt each time."""
-    cache = model(prompt, use_cache=True, logits_to_keep=1).past_key_values
-    token = prompt[:, -1:]
+    def prefill(self) -> None:
+        """Read the prompt into a new cache and compute the logits of the last token."""
+        self._cache = self._model(self._prompt, use_cache=True, logits_to_keep=1).past_key_values
 
-    def step() -> object:
-        output = model(token, past_key_values=cache, use_cache=True)
-        cache.crop(-1)  # drop the token that this step added
+    def decode(self) -> object:
+        """Decode one token after the prompt that ``prefill`` has read; the cache is cut back to the prompt."""
+        output = self._model(self._prompt[:, -1:], past_key_values=self._cache, use_cache=True)
+        self._cache.crop(-1)  # drop the token that this step added
         return output
-
-    return step
 
 
 @torch.inference_mode()
