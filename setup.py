@@ -136,12 +136,21 @@ class NinjaBuild(build_ext):
         edges: list[str] = []
         targets: list[Path] = []
 
-        def compile_all(rule: str, sources: list[Path], flags: list[str], folder: str) -> list[Path]:
-            objects = []
+        def compile_all(rule: str, sources: list[Path], flags: list[str], folder: str, header: str = "") -> list[Path]:
+            """``header`` is one that every source begins with: compiled once, it halves the time of a binding."""
+            objects, needs = [], ""
+            if header:
+                begin = work / folder / "begin.h"
+                begin.parent.mkdir(exist_ok=True)
+                if not begin.exists():
+                    begin.write_text(f'#include "{header}"\n')
+                words = quote([*flags, "-x", "c++-header"])
+                edges.append(f"build {begin}.gch: cxx {begin}\n  flags = {words}\n  name = {header}")
+                flags, needs = [*flags, "-include", str(begin)], f" | {begin}.gch"
             for source in sources:
                 name = source.relative_to(ROOT / "csrc")
                 obj = work / folder / f"{str(name).replace('/', '.')}.o"
-                edges.append(f"build {obj}: {rule} {source}\n  flags = {quote(flags)}\n  name = {name}")
+                edges.append(f"build {obj}: {rule} {source}{needs}\n  flags = {quote(flags)}\n  name = {name}")
                 objects.append(obj)
             return objects
 
@@ -152,8 +161,10 @@ class NinjaBuild(build_ext):
             targets.append(target)
 
         csrc = ROOT / "csrc"
-        cpu_sources = sorted([*csrc.glob("cpu/*.cpp"), *csrc.glob("cpu/bind/*.cpp")])
-        link("_C.so", compile_all("cxx", cpu_sources, CXXFLAGS + STABLE + include, "cpu"), link_torch)
+        cpu_flags = [*CXXFLAGS, *STABLE, *include]
+        objects = compile_all("cxx", sorted(csrc.glob("cpu/bind/*.cpp")), cpu_flags, "cpu", "cpu/bind/checks.h")
+        objects += compile_all("cxx", sorted(csrc.glob("cpu/*.cpp")), cpu_flags, "cpu")
+        link("_C.so", objects, link_torch)
 
         nvcc = find_nvcc()
         archs, no_hopper = "", "PYKERNELS_CUDA=0" if os.environ.get("PYKERNELS_CUDA") == "0" else "no nvcc was found"
@@ -181,7 +192,8 @@ class NinjaBuild(build_ext):
                 objects += compile_all("cxx", sorted(csrc.glob("cuda/hopper/*.cpp")), cxx_flags, "cuda")
             else:
                 print(f"pykernels: no Hopper kernels, those of sm_80 serve in their place: {no_hopper}", flush=True)
-            objects += compile_all("cxx", sorted(csrc.glob("cuda/bind/*.cpp")), cxx_flags, "cuda")
+            bindings = sorted(csrc.glob("cuda/bind/*.cpp"))
+            objects += compile_all("cxx", bindings, cxx_flags, "cuda", "cuda/bind/checks.h")
             static = next(
                 (d for d in (home / "lib64", home / "lib") if (d / "libcudart_static.a").is_file()), home / "lib64"
             )
