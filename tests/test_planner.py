@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import itertools
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -92,14 +93,14 @@ def test_every_row_of_the_committed_table_of_ranks_is_within_five_percent(benchm
         assert made.peak == pytest.approx(int(row["predicted"]), rel=0.002), "out of date: record the table again"
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_code_for_several_devices_trains_them_as_one(stage, tmp_path):
-    """Every rank ends with the same weights, though each has its own data."""
-    made = plan(SMALL, batch=1, seq=8, world_size=2, recipe=Recipe("float32", stage=stage), device="cpu")
-    script = tmp_path / "train.py"
-    code = _plan.code(SMALL, made).replace("range(10)", "range(2)")
-    ending = "torch.distributed.destroy_process_group()"
-    assert ending in code
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_the_code_for_several_devices_trains_them_as_one(tmp_path):
+    """Every rank ends with the same weights, though each has its own data. One pair of ranks runs all four codes."""
     check = [
         "from torch.distributed.tensor import DTensor",
         "whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]",
@@ -107,12 +108,24 @@ def test_the_code_for_several_devices_trains_them_as_one(stage, tmp_path):
         "theirs = mine.clone()",
         "torch.distributed.broadcast(theirs, 0)",
         "assert torch.equal(mine, theirs)",
-        "if rank: print('checked')",
     ]
-    script.write_text(code.replace(ending, "\n".join([*check, ending])))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "checked" in done.stdout, done.stderr
+    ending = "torch.distributed.destroy_process_group()"
+    # torchrun's own store serves one group in a process: each code finds its ranks at a port of its own.
+    runner = ["import os, runpy, sys", "os.environ['TORCHELASTIC_USE_AGENT_STORE'] = 'False'"]
+    for stage in range(4):
+        made = plan(SMALL, batch=1, seq=8, world_size=2, recipe=Recipe("float32", stage=stage), device="cpu")
+        code = _plan.code(SMALL, made).replace("range(10)", "range(2)")
+        assert ending in code
+        said = f"if rank: print('checked {stage}')"
+        (tmp_path / f"stage{stage}.py").write_text(code.replace(ending, "\n".join([*check, said, ending])))
+        runner.append(f"os.environ['MASTER_PORT'] = '{free_port()}'")
+        runner.append(f"runpy.run_path(sys.argv[1] + '/stage{stage}.py', run_name='__main__')")
+    (tmp_path / "all.py").write_text("\n".join(runner))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(tmp_path / "all.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if "checked" in line] == [f"checked {k}" for k in range(4)]
 
 
 def test_the_parts_are_exact():
