@@ -8,7 +8,7 @@ def calls():
     from pykernels.kernels.dequantize import dequantize
     from pykernels.kernels.quantize_asymmetric import quantize_asymmetric
     from pykernels.kernels.quantize_blockwise import quantize_blockwise
-    from pykernels.kernels.quantize_both import quantize_both
+    from pykernels.kernels.quantize_both import quantize_both, quantize_transposed
     from pykernels.kernels.quantize_colwise import quantize_colwise
     from pykernels.kernels.quantize_rowwise import quantize_rowwise
 
@@ -35,6 +35,8 @@ def calls():
     yield "colwise stochastic odd", hopper, None, lambda: quantize_colwise(x(512, 1023, f32), True)
     yield "both stochastic", every, None, lambda: quantize_both(x(512, 1024), True)
     yield "both odd", hopper, None, lambda: quantize_both(x(511, 1023))
+    yield "transposed", every, None, lambda: quantize_transposed(x(512, 1024))
+    yield "transposed stochastic odd", hopper, None, lambda: quantize_transposed(x(511, 1023, f32), True)
     yield "blockwise 128", every, None, lambda: quantize_blockwise(x(64, 4096), [128])
     yield "blockwise 48", hopper, None, lambda: quantize_blockwise(x(64, 1000, f32), [48])
     yield "asymmetric", every, None, lambda: quantize_asymmetric(x(64, 4096))
