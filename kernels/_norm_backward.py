@@ -20,7 +20,9 @@ from ._norm_backward_long import (
     store_grad_x,
 )
 
-ONE_PASS_K = 8192  # h, grad, weight and the sums fit in registers; half as much with a mean, or rows off their alignment
+ONE_PASS_K = (
+    8192  # h, grad, weight and the sums fit in registers; half as much with a mean, or rows off their alignment
+)
 LOOP_K = 2048
 PROGRAMS_PER_PROCESSOR = 2
 SUM_ROWS, SUM_COLUMNS = 16, 128
