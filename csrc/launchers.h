@@ -53,7 +53,7 @@ namespace cpu {
 void quantize_rowwise(const QuantizeRowwise& args, int64_t begin, int64_t end);  // rows [begin, end)
 }
 
-// --- quantize_colwise, quantize_both, quantize_transposed ---------------------------------------------------------
+// --- quantize_colwise, quantize_both ------------------------------------------------------------------------------
 // Two reads: absmax of rows and columns, then codes. Between them the caller turns absmax into scales and inverses.
 // Absmax values travel as the bit patterns of non-negative floats, which order as integers.
 struct QuantizeColwise {
@@ -73,11 +73,11 @@ struct QuantizeBoth {
   int64_t x_stride = 0;
   int64_t M = 0;
   int64_t K = 0;
-  const float* row_inv = nullptr;  // [M], read where q is
+  const float* row_inv = nullptr;  // [M]
   const float* col_inv = nullptr;  // [K], padded
   bool stochastic = false;
   uint64_t seed = 0;
-  int8_t* q = nullptr;   // [M, K], by rows; null leaves them out
+  int8_t* q = nullptr;   // [M, K], by rows
   int8_t* qt = nullptr;  // [K, M], by columns, transposed
 };
 

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import pickle
-import types
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 import pykernels
 from pykernels import functional as F
 from pykernels.nn import Int8TrainingLinear
-from pykernels.ops import int8_training
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SWITCHES = list(itertools.product((True, False), repeat=3))
@@ -392,35 +390,3 @@ def test_quantize_swaps_linears_but_not_the_head():
     pykernels.quantize_(model, config(output=False))
     assert type(model.body) is Int8TrainingLinear and model.body.weight is weight
     assert not model.body.config.output and type(model.lm_head) is torch.nn.Linear
-
-
-@pytest.mark.parametrize("stochastic", (True, False))
-@pytest.mark.parametrize("output, grad_input, grad_weight", SWITCHES)
-def test_no_copy_is_quantised_that_no_product_reads(output, grad_input, grad_weight, stochastic, monkeypatch):
-    """Counted: one quantize_both where rows and columns of a tensor are both needed, else the one that is."""
-    seen = []
-
-    class Recorder:
-        def __getattr__(self, name):
-            op = getattr(torch.ops.pykernels, name)
-
-            def call(*args, **how):
-                if name.startswith("quantize_"):
-                    seen.append((name.removeprefix("quantize_"), tuple(args[0].shape)))
-                return op.default(*args, **how)
-
-            return types.SimpleNamespace(default=call)
-
-    monkeypatch.setattr(int8_training, "_ops", Recorder())
-    x, weight, bias, grad = problem((6,), 8, 16)
-    run(x, weight, bias, grad, config(output, grad_input, grad_weight, stochastic))
-    want = []
-    if output:
-        want.append(("rowwise", (8, 16)))
-    if output or grad_weight:
-        want.append(("both" if output and grad_weight else "rowwise" if output else "transposed", (6, 16)))
-    if grad_input or grad_weight:
-        want.append(("both" if grad_input and grad_weight else "rowwise" if grad_input else "transposed", (6, 8)))
-    if grad_input:
-        want.append(("transposed", (8, 16)))
-    assert sorted(seen) == sorted(want)

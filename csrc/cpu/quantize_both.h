@@ -1,5 +1,5 @@
 // The second read of quantize_both: 64 x 64 tiles, each quantised by rows into q and by columns, transposed, into qt.
-// quantize_transposed makes qt alone.
+// quantize_transposed makes qt alone: q is null, and row_inv is not read.
 // The first read, the absmax of rows and columns at once, is absmax_rows of quantize_colwise.h.
 #pragma once
 
