@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from pykernels.kernels import (  # noqa: E402
+from pykernels.kernels import (
     _tuning,
     int8_block_scaled_matmul,
     int8_grouped_matmul,
