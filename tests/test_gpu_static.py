@@ -125,12 +125,12 @@ def test_ceilings_by_hand() -> None:
     step = only("optimizer_step", "adamw float32", "sm_80")
     assert 28 <= step["bytes"] / step["elements"] < 28.2
     assert step["ceilings"]["A100 80GB SXM"] == pytest.approx(2.039e12 / 28, rel=0.01)
-    # The logits of 32,000 classes in bf16, and four special functions each for all options at once: on an A100, 16 of
-    # them a cycle of a multiprocessor against 64 float32 ones, of which 9.75e12 a second make 19.5 TFLOPS.
-    loss = only("_cross_entropy", "cross_entropy 32000, all options", "sm_80")
+    # The logits of 32,000 classes in bf16, and four special functions each for all options at once: on an H100, 16 of
+    # them a cycle of a multiprocessor against 128 float32 ones, of which 33.5e12 a second make 67 TFLOPS.
+    loss = only("_cross_entropy", "cross_entropy 32000, all options")
     assert loss["special"] / loss["elements"] == pytest.approx(4, rel=0.01)
-    assert loss["ceilings"]["A100 80GB SXM"] == pytest.approx(9.75e12 / 4 / 4, rel=0.01)
-    assert loss["limits"] == {"A100 80GB SXM": "special"}
+    assert loss["ceilings"]["H100 SXM"] == pytest.approx(33.5e12 / 8 / 4, rel=0.01)
+    assert loss["limits"] == {"H100 SXM": "special", "H200 SXM": "special"}
     # 64 x 128 outputs, 32 of the sum a step: bf16 by int8, as two products of bf16.
     grad = [r for r in ROWS if r["kernel"] == "_grouped_grad_input" and "bfloat16" in r["source"]]
     (grad,) = [r for r in grad if r["tile"] == "64 x 128 x 32" and r["arch"] == "sm_80"]
