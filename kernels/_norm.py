@@ -9,7 +9,7 @@ import triton.language as tl
 from ._common import abs_bits, as_rows, block_rows, check_float, encode, narrow, scale_inverse
 from ._norm_backward import backward as backward
 
-ONE_PASS_K = 16384  # a row up to this long stays in registers
+ONE_PASS_K = 16384  # a row up to this long stays in registers; half as much where it is read element by element
 LOOP_K = 2048
 
 
@@ -149,22 +149,25 @@ def forward(
         nothing = 0.0 if quantize else float("nan")
         return y, h, per_row.fill_(nothing), mean.fill_(nothing)
     rows, added = as_rows(x), None if residual is None else as_rows(residual)
-    one_pass = K <= ONE_PASS_K
+    weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
+    strides = (rows.stride(0), 0 if added is None else added.stride(0))
+    inputs = (t for t in (rows, added, weight, bias) if t is not None)
+    vectors = all(n % 16 == 0 for n in (K, *strides, *(t.data_ptr() for t in inputs)))
+    one_pass = K <= (ONE_PASS_K if vectors else ONE_PASS_K // 2)
     block_k = triton.next_power_of_2(K) if one_pass else LOOP_K
     block_m = block_rows(2048, block_k)
     with torch.cuda.device_of(x):
         _norm_forward[(triton.cdiv(M, block_m),)](
             rows,
             added,
-            None if weight is None else weight.contiguous(),
-            None if bias is None else bias.contiguous(),
+            weight,
+            bias,
             y,
             per_row if quantize else None,
             h if keep_h else None,
             None if quantize else per_row,
             mean if mean.numel() else None,
-            rows.stride(0),
-            0 if added is None else added.stride(0),
+            *strides,
             M,
             K,
             eps,

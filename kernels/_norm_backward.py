@@ -20,7 +20,9 @@ from ._norm_backward_long import (
     store_grad_x,
 )
 
-ONE_PASS_K = 8192  # h, grad, weight and the sums fit in registers; half as much with a mean, or with ragged columns
+ONE_PASS_K = (
+    8192  # h, grad, weight and the sums fit in registers; half as much with a mean, or rows off their alignment
+)
 LOOP_K = 2048
 PROGRAMS_PER_PROCESSOR = 2
 SUM_ROWS, SUM_COLUMNS = 16, 128
@@ -107,7 +109,9 @@ def backward(
     rstd, mean = rstd.contiguous(), None if mean is None else mean.contiguous()
     strides = (grads.stride(0), 0 if added is None else added.stride(0), rows.stride(0))
 
-    limit = ONE_PASS_K if mean is None and K % 16 == 0 else ONE_PASS_K // 2
+    operands = (grads, added, rows, weight, rstd, mean, grad_x)
+    vectors = all(n % 16 == 0 for n in (K, *strides, *(t.data_ptr() for t in operands if t is not None)))
+    limit = ONE_PASS_K if mean is None and vectors else ONE_PASS_K // 2
     short = limit >= K
     block_k = triton.next_power_of_2(K) if short else LOOP_K
     block_m = block_rows(1024, block_k) if short else SUM_ROWS
@@ -118,7 +122,6 @@ def backward(
         None if dtype is None else torch.empty(programs, K, dtype=torch.float32, device=h.device)
         for dtype in (weight_dtype, bias_dtype)
     )
-    operands = (grads, added, rows, weight, rstd, mean, grad_x)
     with torch.cuda.device_of(h):
         if short:
             _norm_backward[(programs,)](

@@ -26,10 +26,12 @@ CONFIGS: dict[int, list[Config]] = {
 UNALIGNED = _config(32, 64, 8, 1)  # read byte by byte, as in int8_matmul
 
 
-def configs_for(M: int, aligned: bool) -> list[Config]:
+def configs_for(M: int, N: int, aligned: bool) -> list[Config]:
     if not aligned:
         return [UNALIGNED]
-    return next(configs for limit, configs in CONFIGS.items() if bucket(M) <= limit)
+    # Rows of the output that are not 16-byte aligned take more registers (see int8_matmul).
+    most = 8192 if N % 16 == 0 else 64
+    return next(configs for limit, configs in CONFIGS.items() if min(bucket(M), most) <= limit)
 
 
 @triton.jit
@@ -113,5 +115,5 @@ def int8_block_scaled_matmul(
     aligned = all(size % 16 == 0 for size in (K, a.stride(0), b.stride(0), a.data_ptr(), b.data_ptr()))
     key = (bucket(M), N, K, out.dtype, aligned)
     with torch.cuda.device_of(a):
-        launch(tuned("int8_block_scaled_matmul", key, configs_for(M, aligned), a.device, launch))
+        launch(tuned("int8_block_scaled_matmul", key, configs_for(M, N, aligned), a.device, launch))
     return out

@@ -28,10 +28,12 @@ CONFIGS: dict[int, list[Config]] = {
 UNALIGNED = _config(32, 64, 64, 4, 1)  # as in int8_matmul
 
 
-def configs_for(rows: int, aligned: bool) -> list[Config]:
+def configs_for(rows: int, N: int, aligned: bool) -> list[Config]:
     if not aligned:
         return [UNALIGNED]
-    return next(configs for limit, configs in CONFIGS.items() if bucket(rows) <= limit)
+    # Rows of the output that are not 16-byte aligned take more registers (see int8_matmul).
+    most = 8192 if N % 16 == 0 else 64
+    return next(configs for limit, configs in CONFIGS.items() if min(bucket(rows), most) <= limit)
 
 
 def most_row_tiles(rows: int, experts: int, block: int) -> int:
@@ -198,5 +200,5 @@ def int8_grouped_matmul(
     rows = triton.cdiv(T, E)
     key = (bucket(rows), E, N, K, out_dtype, aligned)
     with torch.cuda.device_of(a):
-        launch(tuned("int8_grouped_matmul", key, configs_for(rows, aligned), a.device, launch))
+        launch(tuned("int8_grouped_matmul", key, configs_for(rows, N, aligned), a.device, launch))
     return out

@@ -26,15 +26,20 @@ CONFIGS: dict[int, list[Config]] = {
 # Tiles whose accumulators leave few registers, by how much the epilogue may need: 0 is scales, bias and ReLU,
 # 1 is any activation and a residual, 2 is a zero point as well. Past that they spill.
 LARGE: list[tuple[int, Config]] = [(1, _config(128, 128, 128, 1, 8, 4)), (0, _config(128, 256, 128, 1, 8, 3))]
+# Where rows of the output or the residual are not 16-byte aligned, each element of a tile has an address of its own in
+# the epilogue: a larger tile has no registers for those.
+RAGGED: list[Config] = CONFIGS[64][1:]
 # Rows that are not 16-byte aligned are read byte by byte, and a pipeline of those would live in registers.
-UNALIGNED = _config(32, 64, 64, 1, 4, 1)
+UNALIGNED = _config(32, 64, 64, 1, 8, 1)
 
 
-def configs_for(M: int, aligned: bool, epilogue: int, tma: bool) -> list[Config]:
+def configs_for(M: int, aligned: bool, ragged: bool, epilogue: int, tma: bool) -> list[Config]:
     """The configurations to choose among. The default is a plain one: it needs nothing of the device or of Triton."""
     if not aligned:
         return [UNALIGNED]
     limit, configs = next((limit, configs) for limit, configs in CONFIGS.items() if bucket(M) <= limit)
+    if ragged and limit == 8192:
+        return RAGGED
     large = [config for most, config in LARGE if limit == 8192 and epilogue <= most]
     return large + configs + (_int8_matmul_persistent.CONFIGS.get(limit, []) if tma else [])
 
@@ -193,9 +198,11 @@ def int8_matmul(
             _int8_matmul_split.reduce(partial, tensors, strides, activation)
 
     aligned = all(size % 16 == 0 for size in (K, a.stride(0), b.stride(0), a.data_ptr(), b.data_ptr()))
+    ragged = N % 16 != 0 or (residual is not None and (residual.stride(0) % 16 or residual.data_ptr() % 16) != 0)
     epilogue = 2 if a_zero_point is not None else int(residual is not None or activation > 1)
     tma = aligned and _int8_matmul_persistent.usable(a, b, residual)
-    configs, key = configs_for(M, aligned, epilogue, tma), (bucket(M), N, K, out_dtype, aligned, epilogue, tma)
+    configs = configs_for(M, aligned, ragged, epilogue, tma)
+    key = (bucket(M), N, K, out_dtype, aligned, ragged, epilogue, tma)
     with torch.cuda.device_of(a):
         launch(tuned("int8_matmul", key, configs, a.device, launch))
     return out

@@ -19,6 +19,7 @@ CONFIG = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 8, "num_st
 CAPPED_CONFIG = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
 # float32 without TF32 runs on the vector units; rows that are not 16-byte aligned are read element by element.
 SMALL_CONFIG = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
+UNALIGNED_CONFIG = {**SMALL_CONFIG, "num_warps": 8}
 
 
 @triton.jit
@@ -138,7 +139,7 @@ def linear_cross_entropy(
     x, w, target = as_rows(input), as_rows(weight), target.contiguous()
     aligned = all(t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 for t in (x, w))
     large = CAPPED_CONFIG if softcap else CONFIG
-    config = large if aligned and x.dtype != torch.float32 else SMALL_CONFIG
+    config = UNALIGNED_CONFIG if not aligned else SMALL_CONFIG if x.dtype == torch.float32 else large
     tiles = triton.cdiv(triton.cdiv(V, config["BLOCK_N"]), RUNS)
     runs = triton.cdiv(V, tiles * config["BLOCK_N"])
     parts = torch.empty((runs, 4, N), dtype=torch.float32, device=input.device)

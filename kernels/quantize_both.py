@@ -1,6 +1,7 @@
 """quantize_both: the row-quantised matrix and the transposed column-quantised one from the same reading of the tile.
 
 INT8 training needs both, so that the operands of each of its products are contiguous along the summed dimension.
+quantize_transposed is the same without the rows.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ def _quantize_both(
     mask = (rows < M)[:, None] & (cols < K)[None, :]
     x = tl.load(x_ptr + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
 
-    scale, inverse = scale_inverse(tl.load(row_bits_ptr + rows, mask=rows < M, other=0))
-    if tile_k == 0:
-        tl.store(row_scale_ptr + rows, scale, mask=rows < M)
-    u = uniform(seed, rows, tile_k * BLOCK_K, K, 0, QUADS, BLOCK_K) if STOCHASTIC else 0.0
-    tl.store(q_ptr + rows[:, None] * K + cols[None, :], encode(x, inverse[:, None], u, STOCHASTIC), mask=mask)
+    if q_ptr is not None:
+        scale, inverse = scale_inverse(tl.load(row_bits_ptr + rows, mask=rows < M, other=0))
+        if tile_k == 0:
+            tl.store(row_scale_ptr + rows, scale, mask=rows < M)
+        u = uniform(seed, rows, tile_k * BLOCK_K, K, 0, QUADS, BLOCK_K) if STOCHASTIC else 0.0
+        tl.store(q_ptr + rows[:, None] * K + cols[None, :], encode(x, inverse[:, None], u, STOCHASTIC), mask=mask)
 
     scale, inverse = scale_inverse(tl.load(col_bits_ptr + cols, mask=cols < K, other=0))
     if tile_m == 0:
@@ -56,21 +58,21 @@ def _quantize_both(
     )
 
 
-def quantize_both(
-    x: torch.Tensor, stochastic: bool = False, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x [M, K] float to (int8 [M, K], row scale [M], int8 transposed [K, M], column scale [K])."""
-    check_float(x, dims=2)
+def _quantize(
+    x: torch.Tensor,
+    stochastic: bool,
+    seed: int,
+    q: torch.Tensor | None,
+    row_scale: torch.Tensor | None,
+    qt: torch.Tensor,
+    col_scale: torch.Tensor,
+) -> None:
+    """Fill the copies of x [M, K], which is not empty; without q and row_scale the transposed one alone."""
     M, K = x.shape
-    q = torch.empty((M, K), dtype=torch.int8, device=x.device)
-    qt = torch.empty((K, M), dtype=torch.int8, device=x.device)
-    row_scale = torch.empty(M, dtype=torch.float32, device=x.device)
-    col_scale = torch.empty(K, dtype=torch.float32, device=x.device)
-    if x.numel() == 0:
-        return q, row_scale.zero_(), qt, col_scale.zero_()
     x = as_rows(x)
-    bits = torch.zeros(M + K, dtype=torch.int32, device=x.device)
-    row_bits, col_bits = bits[:M], bits[M:]
+    rows = 0 if q is None else M
+    bits = torch.zeros(rows + K, dtype=torch.int32, device=x.device)
+    row_bits, col_bits = None if q is None else bits[:rows], bits[rows:]
     tiles_k = triton.cdiv(K, BLOCK_K)
     with torch.cuda.device_of(x):
         absmax_bits[(triton.cdiv(M, BLOCK_M * TILES_M) * tiles_k,)](
@@ -95,4 +97,31 @@ def quantize_both(
             num_warps=4,
             enable_fp_fusion=False,
         )
+
+
+def quantize_both(
+    x: torch.Tensor, stochastic: bool = False, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x [M, K] float to (int8 [M, K], row scale [M], int8 transposed [K, M], column scale [K])."""
+    check_float(x, dims=2)
+    M, K = x.shape
+    q = torch.empty((M, K), dtype=torch.int8, device=x.device)
+    qt = torch.empty((K, M), dtype=torch.int8, device=x.device)
+    row_scale = torch.empty(M, dtype=torch.float32, device=x.device)
+    col_scale = torch.empty(K, dtype=torch.float32, device=x.device)
+    if x.numel() == 0:
+        return q, row_scale.zero_(), qt, col_scale.zero_()
+    _quantize(x, stochastic, seed, q, row_scale, qt, col_scale)
     return q, row_scale, qt, col_scale
+
+
+def quantize_transposed(x: torch.Tensor, stochastic: bool = False, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [M, K] float to (int8 transposed [K, M], column scale [K]): quantize_both's second half, bit for bit."""
+    check_float(x, dims=2)
+    M, K = x.shape
+    qt = torch.empty((K, M), dtype=torch.int8, device=x.device)
+    scale = torch.empty(K, dtype=torch.float32, device=x.device)
+    if x.numel() == 0:
+        return qt, scale.zero_()
+    _quantize(x, stochastic, seed, None, None, qt, scale)
+    return qt, scale

@@ -70,6 +70,7 @@ __all__ = [
     "quantize_both",
     "quantize_colwise",
     "quantize_rowwise",
+    "quantize_transposed",
     "reglu",
     "relu2",
     "rms_norm",
@@ -109,6 +110,11 @@ def quantize_both(
     INT8 training needs both: each of its three products wants both operands contiguous along the summed dimension.
     """
     return _ops.quantize_both.default(x, stochastic, seed)
+
+
+def quantize_transposed(x: torch.Tensor, *, stochastic: bool = False, seed: int = 0) -> QWeight:
+    """The second half of quantize_both alone: [M, K] float -> (int8 TRANSPOSED [K, M], float32 [K]), the same bits."""
+    return _ops.quantize_transposed.default(x, stochastic, seed)
 
 
 def quantize_blockwise(x: torch.Tensor, block_size: int | tuple[int, int]) -> QWeight:

@@ -191,6 +191,7 @@ def test_every_operator_that_multiplies_has_a_formula() -> None:
         *("distillation_rows", "distillation_rows_backward", "distillation_rows_grad_"),
         *("dequantize", "dropout", "rope", "gated_activation", "gated_activation_backward"),
         *("quantize_asymmetric", "quantize_blockwise", "quantize_colwise", "quantize_rowwise", "quantize_both"),
+        "quantize_transposed",
         *(f"{norm}_norm{what}" for norm in ("rms", "layer") for what in ("", "_backward", "_quantized")),
         "gated_activation_quantized",
         "grouped_sum",

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.gpu_static import collect, devices
+from benchmarks.gpu_static import collect, devices, traffic
 from pykernels import _nvcc
 from pykernels.ops import heuristics
 
@@ -89,3 +89,88 @@ def test_occupancy_by_hand() -> None:
     assert devices.blocks_per_multiprocessor("sm_80", 128, 120, 0) == 4  # 3840 registers a warp: 17 warps
     assert devices.ceiling(devices.H100, "int8", 2 * 128 * 128, 256) == pytest.approx(128 * 3.35e12)
     assert devices.ceiling(devices.H100, "int8", 2 * 8192 * 8192, 2 * 8192) == 1979e12
+
+
+def test_every_row_has_bytes_operations_and_a_ceiling() -> None:
+    """And none above what the device is sold for, or above what its own bytes and operations allow."""
+    for row in ROWS:
+        known = {device.name: device for device in devices.BY_ARCH[row["arch"]]}
+        assert row["ceilings"].keys() == known.keys() and row["bytes"] > 0 and row["operations"] >= 0, row
+        for name, ceiling in row["ceilings"].items():
+            device = known[name]
+            assert 0 < ceiling <= device.bandwidth * row.get("elements", row["operations"]) / row["bytes"] * 1.001, row
+            if "tile" in row:
+                assert ceiling <= device.int8, row
+            else:
+                used = (row["operations"] + row["special"] * device.lanes / 16) * ceiling / row["elements"]
+                assert used <= device.single, row  # at most two pipes' worth of half of the published operations
+                assert row["limits"][name] in ("memory", "float32", "special"), row
+    assert {limit for row in ROWS if "tile" not in row for limit in row["limits"].values()} >= {"memory", "special"}
+
+
+def test_ceilings_by_hand() -> None:
+    def only(kernel: str, source: str, arch: str = "sm_90") -> dict:
+        found = [r for r in ROWS if r["kernel"] == kernel and r["source"] == source and r["arch"] == arch]
+        assert len(found) == 1, (kernel, source, len(found))
+        return found[0]
+
+    # A row of 4096 bf16 read and written; over 512 rows, weight and bias in float32 and one float32 a row.
+    norm = only("_norm_forward", "rms_norm plain")
+    moved = 4096 * (2 + 2) + (2 * 4 * 4096) / 512 + 4
+    assert (norm["elements"], norm["bytes"]) == (4096, moved)
+    assert norm["ceilings"]["H100 SXM"] == pytest.approx(3.35e12 * 4096 / moved)
+    assert norm["limits"] == {"H100 SXM": "memory", "H200 SXM": "memory"}
+    # AdamW in float32: parameter and both states read and written, the gradient read: 28 bytes, and a tile's share of
+    # its tensor's row of the table.
+    step = only("optimizer_step", "adamw float32", "sm_80")
+    assert 28 <= step["bytes"] / step["elements"] < 28.2
+    assert step["ceilings"]["A100 80GB SXM"] == pytest.approx(2.039e12 / 28, rel=0.01)
+    # The logits of 32,000 classes in bf16, and four special functions each for all options at once: on an H100, 16 of
+    # them a cycle of a multiprocessor against 128 float32 ones, of which 33.5e12 a second make 67 TFLOPS.
+    loss = only("_cross_entropy", "cross_entropy 32000, all options")
+    assert loss["special"] / loss["elements"] == pytest.approx(4, rel=0.01)
+    assert loss["ceilings"]["H100 SXM"] == pytest.approx(33.5e12 / 8 / 4, rel=0.01)
+    assert loss["limits"] == {"H100 SXM": "special", "H200 SXM": "special"}
+    # 64 x 128 outputs, 32 of the sum a step: bf16 by int8, as two products of bf16.
+    grad = [r for r in ROWS if r["kernel"] == "_grouped_grad_input" and "bfloat16" in r["source"]]
+    (grad,) = [r for r in grad if r["tile"] == "64 x 128 x 32" and r["arch"] == "sm_80"]
+    assert (grad["operations"], grad["bytes"]) == (2 * 64 * 128 * 32, 64 * 32 * 2 + 32 * 128)
+    assert grad["ceilings"]["A100 80GB SXM"] == pytest.approx(min(312e12 / 2, 64 * 2.039e12))
+    # 256 threads with two vectors of 8 bf16 each become int8.
+    codes = only("quantize_resident<BFloat16, 2, true, false>", "quantize_rowwise", "sm_90a")
+    assert (codes["elements"], codes["bytes"]) == (4096, 4096 * 3)
+
+
+def test_traffic_of_a_code_by_hand() -> None:
+    """Loads of 2 x 64 bf16 and of 64 float32, a sum of squares, a root, a quotient; integers do not count."""
+    code = """
+    %x = tt.load %0, %1, %2 : tensor<2x64x!tt.ptr<bf16>> loc(#loc1)
+    %w = tt.load %3 : tensor<64x!tt.ptr<f32>>
+    %y = arith.extf %x : tensor<2x64xbf16> to tensor<2x64xf32> loc("a : b"(#loc))
+    %z = arith.mulf %y, %y : tensor<2x64xf32>
+    %s = "tt.reduce"(%z) <{axis = 1 : i32}> ({
+    ^bb0(%a: f32 loc(#loc), %b: f32 loc(#loc)):
+      %t = arith.addf %a, %b : f32 loc(#loc2)
+      tt.reduce.return %t : f32
+    }) : (tensor<2x64xf32>) -> tensor<2xf32>
+    %r = tt.precise_sqrt %s : tensor<2xf32>
+    %i = arith.muli %4, %5 : tensor<2x64xi32>
+    %d = arith.divf %y, %z : tensor<2x64xf32>
+    tt.store %0, %d, %1 : tensor<2x64x!tt.ptr<bf16>>
+    """
+    assert traffic.of_code("k", code) == (128, 128 * 2 + 64 * 4 + 128 * 2, 128 + 128, 2 + 128)
+    found = traffic.of_launch("k", {"x_ptr": [1024, 2], "w_ptr": [64, 4], "y_ptr": [1024, 2]}, 8, code)
+    assert found == {"elements": 128, "bytes": 128 * 4 + 64 * 4 / 8, "operations": 256, "special": 130}
+
+
+def test_the_page_has_a_ceiling_in_every_line() -> None:
+    page = (_nvcc.ROOT / "docs" / "gpu_static.md").read_text()
+    for title, column in (("CUDA products", 10), ("Triton products", 10), ("All other kernels", 10)):
+        lines = [
+            line for line in page.split(f"## {title}\n")[1].split("\n## ")[0].splitlines() if line.startswith("| ")
+        ]
+        assert len(lines) > 20
+        for line in lines[2:]:
+            assert any(character.isdigit() for character in line.split(" | ")[column]), line
+    families = {(row["kernel"].split("<")[0], row["arch"]) for row in ROWS if "tile" not in row}
+    assert all(f"| {kernel} |" in page for kernel, _ in families)

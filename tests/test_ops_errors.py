@@ -23,6 +23,7 @@ BAD = {
     "short static scale": (lambda: F.quantize_rowwise(f32(4, 3), scale=f32(3)), r"4 rows of x, got shape \[3\]"),
     "int static scale": (lambda: F.quantize_rowwise(f32(4, 3), scale=i8(4)), "expected scale to be float32, got int8"),
     "colwise of 3-D": (lambda: F.quantize_colwise(f32(2, 3, 4)), "expected x to have 2 dimensions, got 3"),
+    "transposed of 1-D": (lambda: F.quantize_transposed(f32(3)), "expected x to have 2 dimensions, got 1"),
     "both of 1-D": (lambda: F.quantize_both(f32(3)), "expected x to have 2 dimensions, got 1"),
     "zero block": (lambda: F.quantize_blockwise(f32(2, 3), 0), "expected block_size"),
     "three block sizes": (lambda: F.quantize_blockwise(f32(2, 3), (1, 2, 3)), "expected block_size"),

@@ -37,6 +37,8 @@ def calls(x: torch.Tensor) -> dict[str, tuple[torch.Tensor, ...]]:
         "colwise stochastic": F.quantize_colwise(x, stochastic=True, seed=11),
         "both": F.quantize_both(x),
         "both stochastic": F.quantize_both(x, stochastic=True, seed=12),
+        "transposed": F.quantize_transposed(x),
+        "transposed stochastic": F.quantize_transposed(x, stochastic=True, seed=12),
         "blockwise 1-D": F.quantize_blockwise(x, 16),
         "blockwise 2-D": F.quantize_blockwise(x, (3, 20)),
         "asymmetric": F.quantize_asymmetric(x),

@@ -29,6 +29,7 @@ def _int8_samples() -> dict[str, tuple]:
         "quantize_rowwise": (x, True, 5, None),
         "quantize_colwise": (x, True, 5),
         "quantize_both": (x, False, 0),
+        "quantize_transposed": (x, True, 5),
         "quantize_blockwise": (x, [4, 16]),
         "quantize_asymmetric": (x,),
         "dequantize": (a, a_scale[:, None], [40], zero_point[:, None], torch.bfloat16),

@@ -258,15 +258,18 @@ def test_both(shape, dtype):
         col, col_scale = reference_colwise(x, seed, stream=1)
         want = (*reference_rowwise(x, seed), np.ascontiguousarray(col.T), col_scale)
         check(lambda seed=seed: OPS.quantize_both(x, seed is not None, seed or 0), want)
+        check(lambda seed=seed: OPS.quantize_transposed(x, seed is not None, seed or 0), want[2:])
 
 
 def test_both_of_a_matrix_whose_transposed_copy_bypasses_the_caches():
     x = make((2112, 2048), torch.bfloat16)
     col, col_scale = reference_colwise(x)
-    check(lambda: OPS.quantize_both(x), (*reference_rowwise(x), np.ascontiguousarray(col.T), col_scale))
+    transposed = (np.ascontiguousarray(col.T), col_scale)
+    check(lambda: OPS.quantize_both(x), (*reference_rowwise(x), *transposed))
+    check(lambda: OPS.quantize_transposed(x), transposed)
 
 
-@pytest.mark.parametrize("op", ["quantize_colwise", "quantize_both"])
+@pytest.mark.parametrize("op", ["quantize_colwise", "quantize_both", "quantize_transposed"])
 def test_matrix_views(op):
     wide, op = make((70, 200)), getattr(OPS, op)
     for view in (wide[:, 3:150], wide[1::2], wide.t(), wide[:, ::3]):
@@ -358,7 +361,7 @@ def test_rowwise_errors():
 
 
 def test_errors_of_the_others():
-    for op in (OPS.quantize_colwise, OPS.quantize_both):
+    for op in (OPS.quantize_colwise, OPS.quantize_both, OPS.quantize_transposed):
         with pytest.raises(RuntimeError, match=r"expected x to have 2 dimensions, got 3"):
             op(torch.zeros(2, 3, 4))
         with pytest.raises(RuntimeError, match="expected x to be float32, bfloat16 or float16, got float64"):

@@ -78,6 +78,7 @@ def test_quantizers_match_bit_for_bit(shape: tuple[int, int], dtype: torch.dtype
         same(quantize_rowwise.quantize_rowwise(x, *noise), rowwise_reference(x, *noise))
         same(quantize_colwise.quantize_colwise(x, *noise), colwise_reference(x, *noise))
         same(quantize_both.quantize_both(x, *noise), both_reference(x, *noise))
+        same(quantize_both.quantize_transposed(x, *noise), both_reference(x, *noise)[2:])
     same(quantize_asymmetric.quantize_asymmetric(x), asymmetric_reference(x))
 
 
@@ -118,6 +119,7 @@ def test_views_and_more_dimensions() -> None:
         if view.dim() == 2:
             same(quantize_colwise.quantize_colwise(view, True, 1), colwise_reference(view, True, 1))
             same(quantize_both.quantize_both(view), both_reference(view))
+            same(quantize_both.quantize_transposed(view, True, 1), both_reference(view, True, 1)[2:])
 
 
 @triton.jit
@@ -295,6 +297,7 @@ def test_empty() -> None:
         same(quantize_asymmetric.quantize_asymmetric(x), asymmetric_reference(x))
         same(quantize_blockwise.quantize_blockwise(x, [4]), blockwise_reference(x, [4]))
         same(quantize_both.quantize_both(x), both_reference(x))
+        same(quantize_both.quantize_transposed(x), both_reference(x)[2:])
         w, w_scale = codes(3, shape[1]), torch.rand(3)
         assert weight_only(x, w, w_scale).shape == (shape[0], 3)
         ours = int8_linear.int8_linear(x, w, w_scale, torch.ones(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterable
 
 import triton
 
@@ -31,9 +32,19 @@ in every Hopper product, occupancy not below {floor}.
 Compiled with {nvcc}, CUTLASS {cutlass}, Triton {triton}. Occupancy is resident warps over {warps}, by registers, shared
 memory and threads. *Operations a byte* are of one step of a tile against the bytes it brings from
 beyond the SM, of which a cluster's multicast spares a part; *ceiling* is the roofline if all of those came from memory
-with no reuse in L2, at the published figures:
+with no reuse in L2, at the published figures, of H100 and H200 where there are two:
 
 {figures}
+"""
+
+OTHERS = """A tile is what a program, or a step of its loop, takes. *Bytes an element* are those that the kernel must
+move, each tensor read or written once, at the shapes of tests/triton_aot_calls; *operations* are float32 instructions
+(a fused pair is one) and *special* ones an exponential, a root or a quotient, by element. Both are counted in Triton's
+own code and modelled for the CUDA kernels, as `benchmarks/gpu_static/traffic.py` says. The ceiling is the least of
+memory's bandwidth, the float32 rate and a quarter (sm_80) or an eighth of that for special functions; integer work,
+conversions and the latency of a reduction are left out, so that it bounds and does not predict. Variants differ in
+dtype and in what else they are asked for: [gpu_static.json](gpu_static.json) has each.
+
 """
 
 LLAMA = """By `pykernels.ops.heuristics.choose`, with bfloat16 results. *SMs' steps used* is what wave quantisation
@@ -75,14 +86,28 @@ def products(rows: list[collect.Row], kind: str) -> str:
     return table(head, body)
 
 
+def span(values: Iterable[float]) -> str:
+    """The least and the most, as a reader wants them."""
+    found = sorted(values)
+    least, most = (f"{value:.0f}" if value >= 20 else f"{value:.2g}" for value in (found[0], found[-1]))
+    return least if least == most else f"{least} to {most}"
+
+
 def others(rows: list[collect.Row]) -> str:
     head = ["kernel", "", "for", "variants", "registers at most", "shared at most, KB", "occupancy at least"]
+    head += ["elements a tile", "bytes an element", "operations + special", "ceiling, G elements/s", "by"]
     body = []
     for family in collect.families(rows):
         first = family[0]
         cells = [first["kernel"].split("<")[0], first["kind"], first["arch"], len(family)]
         cells += [max(row["registers"] for row in family), kilobytes(max(row["shared"] for row in family))]
-        body.append([*cells, f"{100 * min(row['occupancy'] for row in family):.1f} %"])
+        cells.append(f"{100 * min(row['occupancy'] for row in family):.1f} %")
+        cells += [span(row["elements"] for row in family), span(row["bytes"] / row["elements"] for row in family)]
+        arithmetic = (span(row[kind] / row["elements"] for row in family) for kind in ("operations", "special"))
+        cells.append(" + ".join(arithmetic))
+        devices_of = list(first["ceilings"])
+        cells.append(", ".join(span(row["ceilings"][device] / 1e9 for row in family) for device in devices_of))
+        body.append([*cells, ", ".join(sorted({limit for row in family for limit in row["limits"].values()}))])
     return table(head, body)
 
 
@@ -125,8 +150,8 @@ def main() -> None:
     }
     (DOCS / "gpu_static.json").write_text(json.dumps(made, indent=0) + "\n")
     figures = "".join(
-        f"- {d.name}: INT8 {d.int8 / 1e12:.0f} TOPS, bf16 {d.half / 1e12:.0f} TFLOPS, {d.bandwidth / 1e12:g} TB/s "
-        f"({d.source})\n"
+        f"- {d.name}: INT8 {d.int8 / 1e12:.0f} TOPS, bf16 {d.half / 1e12:.0f} TFLOPS, "
+        f"float32 {d.single / 1e12:g} TFLOPS, {d.bandwidth / 1e12:g} TB/s ({d.source})\n"
         for d in (devices.A100, devices.H100, devices.H200, devices.B200)
     )
     page = INTRODUCTION.format(
@@ -139,7 +164,7 @@ def main() -> None:
     )
     page += "\n## CUDA products\n\n" + products(rows, "CUDA")
     page += "\n## Triton products\n\n" + products(rows, "Triton")
-    page += "\n## All other kernels\n\n" + others(rows)
+    page += "\n## All other kernels\n\n" + OTHERS + others(rows)
     page += "\n## What Llama-3 would get on 132 SMs\n\n" + LLAMA + choices()
     (DOCS / "gpu_static.md").write_text(page)
     print(f"{len(rows)} rows, occupancy from {100 * least:g} %: docs/gpu_static.md, docs/gpu_static.json")

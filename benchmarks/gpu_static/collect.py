@@ -11,8 +11,8 @@ from typing import Any
 
 from pykernels import _nvcc
 
-from . import cuda, tiles, triton_aot
-from .devices import BY_ARCH, blocks_per_multiprocessor, ceiling, occupancy
+from . import cuda, tiles, traffic, triton_aot
+from .devices import BY_ARCH, blocks_per_multiprocessor, ceiling, element_ceiling, occupancy
 
 TENSOR_CORES = ("IGMMA", "HGMMA", "IMMA", "HMMA", "UTCIMMA", "UTCHMMA")
 Row = dict[str, Any]
@@ -64,7 +64,7 @@ def _cuda_row(source: Path, arch: str, kernel: dict[str, Any]) -> Row:
         "tensor_cores": {kind: by_kind[kind] for kind in TENSOR_CORES if kind in by_kind},
         "tma_loads": by_kind.get("UTMALDG", 0),
     }
-    return row | _derived(row, tile)
+    return row | _derived(row, tile, traffic.of_cuda(name, kernel["threads"]))
 
 
 def _triton_row(report: dict[str, Any]) -> Row:
@@ -81,18 +81,27 @@ def _triton_row(report: dict[str, Any]) -> Row:
         "tensor_cores": report["tensor_cores"],
         "tma_loads": report["tma_loads"],
     }
-    return row | _derived(row, tiles.triton(report["kernel"], report["constants"]))
+    tile = tiles.triton(report["kernel"], report["constants"], report["tensors"])
+    return row | _derived(row, tile, report["traffic"])
 
 
-def _derived(row: Row, tile: tiles.Tile | None) -> Row:
+def _derived(row: Row, tile: tiles.Tile | None, moved: dict[str, float] | None) -> Row:
+    """Occupancy, and the ceiling of a product (operations a second) or of any other kernel (elements a second)."""
     shape = (row["arch"], row["threads"], row["registers"], row["shared"])
     found: Row = {"blocks": blocks_per_multiprocessor(*shape), "occupancy": occupancy(*shape)}
     if tile is not None:
         found["tile"] = f"{tile.m} x {tile.n} x {tile.k}"
         found["operations"], found["bytes"] = tile.operations, tile.bytes
         found["ceilings"] = {
-            device.name: ceiling(device, tile.kind, tile.operations, tile.bytes) for device in BY_ARCH[row["arch"]]
+            device.name: ceiling(device, tile.kind, tile.parts * tile.operations, tile.bytes) / tile.parts
+            for device in BY_ARCH[row["arch"]]
         }
+    else:
+        assert moved is not None, f"{row['kernel']} has no model in tiles.py or traffic.py"
+        found |= {name: round(value, 3) for name, value in moved.items()}
+        limits = {device.name: element_ceiling(device, moved) for device in BY_ARCH[row["arch"]]}
+        found["ceilings"] = {name: each for name, (each, _) in limits.items()}
+        found["limits"] = {name: limit for name, (_, limit) in limits.items()}
     return found
 
 

@@ -19,7 +19,8 @@ class Tile:
     b_bytes: int = 1
     a_share: int = 1
     b_share: int = 1
-    kind: str = "int8"  # of the tensor cores: "int8" or "half"
+    kind: str = "int8"  # of the tensor cores: "int8", "half" or "tf32"; "single" is without them
+    parts: int = 1  # products that one is made of
 
     @property
     def operations(self) -> int:
@@ -51,6 +52,8 @@ def cuda(source: str, symbol: str, name: str) -> tuple[Tile | None, int, str]:
     small = re.search(r"int8_matmul_small_m_kernel<(\d+)", name)
     if small:
         return Tile(16, 8 * int(small[1]), 256), 0, short
+    if short.startswith("weight_only_mma"):  # four warps, 64 of K each
+        return Tile(16, 8, 256, 2, kind="half"), 0, short
     return None, 0, short
 
 
@@ -69,8 +72,8 @@ def _hopper(member: str, symbol: str) -> tuple[Tile, int, str]:
     return tile, shared, f"{member}, {8 * int(width[1])}-bit results, {stages[1]} stages"
 
 
-def triton(kernel: str, constants: dict[str, object]) -> Tile | None:
-    """The tile of a Triton product, by the constants it was compiled with."""
+def triton(kernel: str, constants: dict[str, object], tensors: dict[str, list[int]]) -> Tile | None:
+    """The tile of a Triton product, by the constants it was compiled with and {tensor: [elements, bytes of one]}."""
     if kernel == "_int8_block_scaled":
         constants = {**constants, "BLOCK_K": constants["SCALED"]}
     sizes = [constants.get(f"BLOCK_{axis}") for axis in "MNK"]
@@ -79,4 +82,13 @@ def triton(kernel: str, constants: dict[str, object]) -> Tile | None:
     m, n, k = sizes
     if kernel in ("_int8_matmul", "_int8_matmul_persistent", "_int8_grouped_matmul", "_int8_block_scaled"):
         return Tile(m, n, k)
-    return Tile(m, n, k, a_bytes=2, kind="half") if kernel == "_weight_only" else None
+    if kernel == "_weight_only":
+        size = tensors["x_ptr"][1]  # a float32 is the sum of three bfloat16
+        return Tile(m, n, k, size, kind="half", parts=3 if size == 4 else 1)
+    if kernel == "_grouped_grad_input":  # [T, N] by [N, K]: N is summed over
+        return Tile(m, k, n, tensors["grad_ptr"][1], kind="half", parts=int(str(constants["PARTS"])))
+    if kernel == "_linear_statistics":
+        size = tensors["x_ptr"][1]
+        kind = "half" if size == 2 else "tf32" if constants["TF32"] else "single"
+        return Tile(m, n, k, size, tensors["w_ptr"][1], kind=kind)
+    return None

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +98,7 @@ def _worker() -> None:
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import JITFunction, create_function_from_signature
 
+    from benchmarks.gpu_static import traffic
     from pykernels.kernels import _tuning
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -122,13 +124,20 @@ def _worker() -> None:
                 continue
             seen.add(key)
             kernel = triton.compile(source, target=target, options=options.__dict__)
+            tensors = {
+                param.name: [argument.numel(), argument.element_size()]
+                for param, argument in zip(self.params, args, strict=False)
+                if hasattr(argument, "element_size")
+            }
             report = {
                 "call": label,
                 "kernel": self.fn.__name__,
                 "arch": arch,
                 "constants": {k: v for k, v in kwargs.items() if not k.startswith("enable")},
+                "tensors": tensors,
                 "shared": kernel.metadata.shared,
                 "threads": 32 * kernel.metadata.num_warps,
+                "traffic": traffic.of_launch(self.fn.__name__, tensors, prod(grid), kernel.asm["ttir"]),
                 "fused": len(re.findall(r"\bfma\.", kernel.asm["ptx"])),
                 "fusion": options.enable_fp_fusion,
             }

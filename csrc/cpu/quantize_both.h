@@ -1,4 +1,5 @@
 // The second read of quantize_both: 64 x 64 tiles, each quantised by rows into q and by columns, transposed, into qt.
+// quantize_transposed makes qt alone: q is null, and row_inv is not read.
 // The first read, the absmax of rows and columns at once, is absmax_rows of quantize_colwise.h.
 #pragma once
 
@@ -52,27 +53,30 @@ inline void transpose_tile(const int8_t* in, int8_t* out) {
     for (int c = 0; c < kTile; c += 16) transpose_16x16(in + r * kStripStride + c, out + c * kTile + r);
 }
 
-// n elements of row m from column k on: codes under the row's scale, and codes under the columns', which may run past
-// n.
-template <class S, class T>
+// n elements of row m from column k on: with BY_ROW codes under the row's scale, and codes under the columns', which
+// may run past n.
+template <class S, bool BY_ROW, class T>
 void quantize_line(const QuantizeBoth& args, const T* x, int64_t m, int64_t k, int n, int8_t* by_row, int8_t* by_col) {
   constexpr int W = S::kWidth;
-  const typename S::F row_inv = S::set1(args.row_inv[m]);
+  const typename S::F row_inv = S::set1(BY_ROW ? args.row_inv[m] : 0.0f);
   const float* inv = args.col_inv + k;
   UniformChunk<S> row_chunk, col_chunk;
   const float *row_u = nullptr, *col_u = nullptr;
   if (args.stochastic) {
-    row_u = row_chunk.fill(m * args.K + k, n, PhiloxKey{args.seed, 0});
+    if constexpr (BY_ROW) row_u = row_chunk.fill(m * args.K + k, n, PhiloxKey{args.seed, 0});
     col_u = col_chunk.fill(m * args.K + k, n, PhiloxKey{args.seed, 1});
   }
   const auto codes = [&](int at, auto load, typename S::I& row, typename S::I& col) {
     const typename S::F v = load(x + at), col_inv = load(inv + at);
-    if (row_u == nullptr) {
-      row = column_code<S>(v, row_inv, nullptr);
+    if (col_u == nullptr) {
+      if constexpr (BY_ROW) row = column_code<S>(v, row_inv, nullptr);
       col = column_code<S>(v, col_inv, nullptr);
     } else {
-      const typename S::F ru = load(row_u + at), cu = load(col_u + at);
-      row = column_code<S>(v, row_inv, &ru);
+      if constexpr (BY_ROW) {
+        const typename S::F ru = load(row_u + at);
+        row = column_code<S>(v, row_inv, &ru);
+      }
+      const typename S::F cu = load(col_u + at);
       col = column_code<S>(v, col_inv, &cu);
     }
   };
@@ -81,18 +85,18 @@ void quantize_line(const QuantizeBoth& args, const T* x, int64_t m, int64_t k, i
     typename S::I rows[4], cols[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) codes(at + j * W, Whole<S>{}, rows[j], cols[j]);
-    S::store_i8(by_row + at, rows);
+    if constexpr (BY_ROW) S::store_i8(by_row + at, rows);
     S::store_i8(by_col + at, cols);
   }
   typename S::I row, col;
   for (; at + W <= n; at += W) {
     codes(at, Whole<S>{}, row, col);
-    S::store_i8(by_row + at, row);
+    if constexpr (BY_ROW) S::store_i8(by_row + at, row);
     S::store_i8(by_col + at, col);
   }
   if (at < n) {
     codes(at, Part<S>{n - at}, row, col);
-    S::store_i8_tail(by_row + at, row, n - at);
+    if constexpr (BY_ROW) S::store_i8_tail(by_row + at, row, n - at);
     S::store_i8(by_col + at, col);
   }
 }
@@ -113,7 +117,11 @@ void quantize_both_rows(const QuantizeBoth& args, int64_t begin, int64_t end) {
         const T* x = static_cast<const T*>(args.x) + m * args.x_stride;
         for (int64_t k = k0; k < k1; k += kChunk) {
           const int n = static_cast<int>(std::min<int64_t>(kChunk, k1 - k));
-          quantize_line<S>(args, x + k, m, k, n, args.q + m * args.K + k, by_col + r * kStripStride + (k - k0));
+          int8_t* codes = by_col + r * kStripStride + (k - k0);
+          if (args.q == nullptr)
+            quantize_line<S, false>(args, x + k, m, k, n, nullptr, codes);
+          else
+            quantize_line<S, true>(args, x + k, m, k, n, args.q + m * args.K + k, codes);
         }
       }
       for (int64_t k = k0; k < k1; k += kTile) {

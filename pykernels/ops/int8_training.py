@@ -86,11 +86,6 @@ def _matmul(
     )
 
 
-def _quantize_transposed(x: Tensor, stochastic: bool = False, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Column-quantised copy of x [M, K], stored as [K, M]. The rows are thrown away: a pass to transpose costs more."""
-    return _ops.quantize_both.default(x, stochastic, seed)[2:]
-
-
 def reference(
     x: Tensor,
     weight: Tensor,
@@ -132,12 +127,12 @@ def backward_reference(
     elif rows:
         g_row, g_row_scale = _ops.quantize_rowwise.default(grad, stochastic, number)
     elif columns:
-        g_column, g_column_scale = _quantize_transposed(grad, stochastic, number)
+        g_column, g_column_scale = _ops.quantize_transposed.default(grad, stochastic, number)
 
     grad_x, grad_weight = grad.new_empty(0), grad.new_empty(0, dtype=weight_dtype)
     if weight is not None:
         if grad_input:
-            w_column, w_scale = _quantize_transposed(weight)
+            w_column, w_scale = _ops.quantize_transposed.default(weight)
             grad_x = _matmul(g_row, w_column, g_row_scale, w_scale, grad.dtype)
         else:
             grad_x = grad @ weight.to(grad.dtype)
@@ -222,7 +217,7 @@ def _quantize_activation(source: Tensor, x: Tensor, rows: bool, columns: bool) -
     if known is not None and known[:2] == (source._version, x.dtype):
         row, row_scale = _ops.quantize_rowwise.default(flat) if rows else (None, None)
         return row, row_scale, *known[2:]
-    result = _ops.quantize_both.default(flat) if rows else (None, None, *_quantize_transposed(flat))
+    result = _ops.quantize_both.default(flat) if rows else (None, None, *_ops.quantize_transposed.default(flat))
     if remember:
         _columns_of[source] = (source._version, x.dtype, *result[2:])
     return result

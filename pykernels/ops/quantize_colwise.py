@@ -1,4 +1,7 @@
-"""quantize_colwise and quantize_both: one scale for each column, and both orders in one pass for INT8 training."""
+"""One scale for each column: quantize_colwise, quantize_both (rows too, in one pass) and quantize_transposed.
+
+INT8 training wants each operand contiguous along the dimension that its product sums over.
+"""
 
 import torch
 
@@ -8,6 +11,7 @@ from ._numerics import absmax, absmax_scale, to_codes, uniform
 
 COLWISE = "quantize_colwise"
 BOTH = "quantize_both"
+TRANSPOSED = "quantize_transposed"
 
 
 def check_arguments(op: str, x: torch.Tensor) -> None:
@@ -27,13 +31,17 @@ def both(
     x: torch.Tensor, stochastic: bool = False, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     check_arguments(BOTH, x)
-    row_scale, row_inverse = absmax_scale(absmax(x, 1))
-    col_scale, col_inverse = absmax_scale(absmax(x, 0))
-    # Two streams of the generator: the roundings of the two copies are independent.
-    noise = [uniform(seed, x.shape, x.device, stream) if stochastic else None for stream in (0, 1)]
-    q = to_codes(x, row_inverse, noise[0])
-    qt = to_codes(x, col_inverse, noise[1]).t()
-    return q.contiguous(), row_scale.squeeze(1).contiguous(), qt.contiguous(), col_scale.squeeze(0).contiguous()
+    scale, inverse = absmax_scale(absmax(x, 1))
+    q = to_codes(x, inverse, uniform(seed, x.shape, x.device) if stochastic else None)
+    return q.contiguous(), scale.squeeze(1).contiguous(), *transposed(x, stochastic, seed)
+
+
+def transposed(x: torch.Tensor, stochastic: bool = False, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    check_arguments(TRANSPOSED, x)
+    scale, inverse = absmax_scale(absmax(x, 0))
+    # The generator's second stream: the roundings of the two copies that quantize_both makes are independent.
+    noise = uniform(seed, x.shape, x.device, 1) if stochastic else None
+    return to_codes(x, inverse, noise).t().contiguous(), scale.squeeze(0).contiguous()
 
 
 def fake_colwise(x: torch.Tensor, stochastic: bool = False, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,7 +62,18 @@ def fake_both(
     )
 
 
+def fake_transposed(x: torch.Tensor, stochastic: bool = False, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    check_arguments(TRANSPOSED, x)
+    return x.new_empty(x.shape[::-1], dtype=torch.int8), x.new_empty(x.shape[1:], dtype=torch.float32)
+
+
 _library.define(f"{COLWISE}(Tensor x, bool stochastic=False, int seed=0) -> (Tensor, Tensor)", colwise, fake_colwise)
 _library.define(
     f"{BOTH}(Tensor x, bool stochastic=False, int seed=0) -> (Tensor, Tensor, Tensor, Tensor)", both, fake_both
+)
+_library.define(
+    f"{TRANSPOSED}(Tensor x, bool stochastic=False, int seed=0) -> (Tensor, Tensor)",
+    transposed,
+    fake_transposed,
+    triton=BOTH,
 )

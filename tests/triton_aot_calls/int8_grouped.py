@@ -28,7 +28,8 @@ def calls() -> Iterator[tuple]:
     yield "grouped, 256 experts", hopper, config, lambda: product(65536, 256, counts=torch.int32)
     yield "grouped, last K masked", hopper, config, lambda: product(8192, 8, k=4112)
     yield "grouped, int32", hopper, config, lambda: product(8192, 8, out_dtype=torch.int32)
-    yield "grouped unaligned", every, module.UNALIGNED, lambda: product(512, 8, k=1001)
+    yield "grouped ragged", every, module.CONFIGS[64][0], lambda: product(8191, 8, k=4112, n=4097)
+    yield "grouped unaligned", every, module.UNALIGNED, lambda: product(511, 8, k=1001, n=4097)
 
     def gradient(rows, dtype, k=4096, n=4096, experts=8):
         grad, w = torch.empty(rows, n, dtype=dtype), torch.empty(1, n, k, dtype=torch.int8).expand(experts, n, k)

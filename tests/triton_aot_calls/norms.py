@@ -25,10 +25,11 @@ def calls() -> Iterator[tuple]:
         (128, bf16, hopper),
         (1000, f16, hopper),
         (4096, bf16, every),
-        (4097, f32, hopper),
+        (8191, f32, every),
+        (16383, bf16, every),
         (16384, f32, every),
         (16384, bf16, hopper),
-        (20000, bf16, every),
+        (20000, bf16, hopper),
     ):
         for op in (rms_norm, layer_norm, rms_norm_quantized, layer_norm_quantized):
             yield f"{op.__name__} {K} {dtype}", archs, None, forward(op, 512, K, dtype)
@@ -41,7 +42,7 @@ def calls() -> Iterator[tuple]:
         (2048, f32, hopper),
         (4096, bf16, every),
         (4096, f32, every),
-        (4095, f32, hopper),
+        (4095, f32, every),
         (8191, f32, hopper),
         (8192, f32, every),
         (8192, bf16, every),

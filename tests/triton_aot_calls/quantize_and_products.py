@@ -8,7 +8,7 @@ def calls():
     from pykernels.kernels.dequantize import dequantize
     from pykernels.kernels.quantize_asymmetric import quantize_asymmetric
     from pykernels.kernels.quantize_blockwise import quantize_blockwise
-    from pykernels.kernels.quantize_both import quantize_both
+    from pykernels.kernels.quantize_both import quantize_both, quantize_transposed
     from pykernels.kernels.quantize_colwise import quantize_colwise
     from pykernels.kernels.quantize_rowwise import quantize_rowwise
 
@@ -35,6 +35,8 @@ def calls():
     yield "colwise stochastic odd", hopper, None, lambda: quantize_colwise(x(512, 1023, f32), True)
     yield "both stochastic", every, None, lambda: quantize_both(x(512, 1024), True)
     yield "both odd", hopper, None, lambda: quantize_both(x(511, 1023))
+    yield "transposed", every, None, lambda: quantize_transposed(x(512, 1024))
+    yield "transposed stochastic odd", hopper, None, lambda: quantize_transposed(x(511, 1023, f32), True)
     yield "blockwise 128", every, None, lambda: quantize_blockwise(x(64, 4096), [128])
     yield "blockwise 48", hopper, None, lambda: quantize_blockwise(x(64, 1000, f32), [48])
     yield "asymmetric", every, None, lambda: quantize_asymmetric(x(64, 4096))
@@ -52,6 +54,20 @@ def calls():
 
     def matmul(M, K, **epilogue):
         return int8_matmul.int8_matmul(codes(M, K), codes(4096, K), scale(M), s, s.to(bf16), out_dtype=bf16, **epilogue)
+
+    def ragged(M, K, out_dtype, residual_dtype, N=4097):
+        return int8_matmul.int8_matmul(
+            codes(M, K),
+            codes(N, K),
+            scale(M + 1)[1:],  # whose addresses are off their alignment as well
+            scale(N),
+            scale(N),
+            x(M, N, residual_dtype),
+            2,
+            torch.empty(M, dtype=torch.int32),
+            torch.empty(N, dtype=torch.int32),
+            out_dtype,
+        )
 
     for M, configs in int8_matmul.CONFIGS.items():
         for config in configs:  # each with the fullest epilogue
@@ -72,7 +88,15 @@ def calls():
     yield "matmul large", every, large, lambda: matmul(8192, 4096, residual=x(8192, 4096), activation=2)
     yield "matmul wide", every, wide, lambda: matmul(8192, 4096, activation=1)
     yield "matmul wide, last K masked", hopper, wide, lambda: matmul(8192, 4112)
-    yield "matmul unaligned", every, int8_matmul.UNALIGNED, lambda: matmul(64, 1001, residual=x(64, 4096), activation=2)
+    # What no vector divides, with the fullest epilogue: each element of a tile has an address of its own.
+    for out_dtype, residual_dtype in ((bf16, f32), (f32, f32)):
+        yield (
+            f"matmul ragged, {out_dtype}",
+            every,
+            int8_matmul.RAGGED[0],
+            lambda o=out_dtype, r=residual_dtype: ragged(8191, 4096, o, r),
+        )
+    yield "matmul unaligned", every, int8_matmul.UNALIGNED, lambda: ragged(65, 1001, bf16, f32)
     for config in int8_linear.ROW_CONFIGS:
         yield "linear row", every, config, lambda: int8_linear.int8_linear(x(1, 4096), b, s, s, activation=4)
     yield (
@@ -102,9 +126,16 @@ def calls():
         yield f"weight only M <= {M}", hopper, configs[0], lambda M=M: weight_only(x(M, 4096, f16), b, s)
     for config in int8_weight_only_linear.FLOAT32_CONFIGS:
         yield "weight only float32", every, config, lambda: weight_only(x(64, 4096, f32), b, scale(4096, 32), s, 2)
+    for config in int8_weight_only_linear.CONFIGS[64]:
+        yield (
+            "weight only ragged",
+            every,
+            config,
+            lambda: weight_only(x(8191, 4096), codes(4097, 4096), scale(4097, 32), scale(4097), 2),
+        )
     yield (
         "weight only unaligned",
         every,
         int8_weight_only_linear.UNALIGNED,
-        lambda: weight_only(x(16, 1000, f32), codes(99, 1000), scale(99, 40), scale(99), 2),
+        lambda: weight_only(x(17, 1000, f32), codes(99, 1000), scale(99, 40), scale(99), 2),
     )
