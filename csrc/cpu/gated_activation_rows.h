@@ -29,9 +29,8 @@ inline void for_twos(int64_t n, Step step, Rest rest) {
 
 template <class S, GatedActivation A, class T>
 inline typename S::Two product(const T* gate, const T* up) {
-  constexpr bool exact = sizeof(T) == 4;
   const typename S::Two x = S::load2(gate);
-  const auto a = activation<S, A, exact>(x.a).value, b = activation<S, A, exact>(x.b).value;
+  const auto a = activation<S, A, T>(x.a).value, b = activation<S, A, T>(x.b).value;
   if constexpr (A == GatedActivation::relu2) return {a, b};
   const typename S::Two y = S::load2(up);
   return {S::mul(a, y.a), S::mul(b, y.b)};
@@ -64,9 +63,8 @@ void forward_part(const T* gate, const T* up, T* out, int64_t n) {
 
 template <class S, GatedActivation A, bool kStream, class T>
 inline void gradients(const T* grad, const T* gate, const T* up, T* grad_gate, T* grad_up) {
-  constexpr bool exact = sizeof(T) == 4;
   const typename S::Two g = S::load2(grad), x = S::load2(gate);
-  const auto a = activation<S, A, exact>(x.a), b = activation<S, A, exact>(x.b);
+  const auto a = activation<S, A, T>(x.a), b = activation<S, A, T>(x.b);
   if constexpr (A == GatedActivation::relu2) {
     put2<S, kStream>(grad_gate, {S::mul(g.a, a.slope), S::mul(g.b, b.slope)});
   } else {

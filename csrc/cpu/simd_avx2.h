@@ -62,6 +62,8 @@ struct Avx2 {
   static F copy_sign(F magnitude, F sign) { return _mm256_or_ps(abs(magnitude), _mm256_and_ps(sign, set1(-0.0f))); }
   // a < b ? yes : no; false for NaN.
   static F if_less(F a, F b, F yes, F no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+  // yes where the sign of v is set.
+  static F if_negative(F v, F yes, F no) { return _mm256_blendv_ps(no, yes, v); }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return _mm256_blendv_ps(v, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
   // v where it is a number, other where it is NaN.

@@ -58,6 +58,10 @@ struct Avx512 {
   static F if_less(F a, F b, F yes, F no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
   }
+  // yes where the sign of v is set.
+  static F if_negative(F v, F yes, F no) {
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(v)), no, yes);
+  }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), v, x); }
   // v where it is a number, other where it is NaN.

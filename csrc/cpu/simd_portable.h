@@ -65,6 +65,8 @@ struct Portable {
   }
   // a < b ? yes : no; false for NaN.
   static F if_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
+  // yes where the sign of v is set.
+  static F if_negative(F v, F yes, F no) { return reinterpret_cast<I>(v) < 0 ? yes : no; }
   // v where x is a number, x where it is NaN.
   static F keep_nan(F x, F v) { return x == x ? v : x; }
   // v where it is a number, other where it is NaN.
