@@ -15,11 +15,11 @@
 // As in quantize_avx2.cpp: no header of others below this line.
 #pragma GCC target("avx2,fma,f16c")
 #include "optimizer_table.h"
-#include "simd_random_avx2.h"
+#include "simd_codes_avx2.h"
 
 namespace pykernels::cpu {
 
-const OptimizerKernels kOptimizerAvx2 = optimizer_kernels<Avx2Random>();
+const OptimizerKernels kOptimizerAvx2 = optimizer_kernels<Avx2Codes>();
 
 }  // namespace pykernels::cpu
 #endif

@@ -15,11 +15,11 @@
 // As in quantize_avx2.cpp: no header of others below this line.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #include "optimizer_table.h"
-#include "simd_random_avx512.h"
+#include "simd_codes_avx512.h"
 
 namespace pykernels::cpu {
 
-const OptimizerKernels kOptimizerAvx512 = optimizer_kernels<Avx512Random>();
+const OptimizerKernels kOptimizerAvx512 = optimizer_kernels<Avx512Codes>();
 
 }  // namespace pykernels::cpu
 #endif

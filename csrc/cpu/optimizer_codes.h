@@ -40,11 +40,16 @@ inline typename S::F add_dither(typename S::F exact, typename S::F dither) {
   return S::fma(dither, S::set1(0x1p-24f), exact);
 }
 
-// The code of v; inverse is 127^2 / absmax.
+// The code of v, at most 128, which is stored as 127; inverse is 127^2 / absmax.
+template <class S>
+inline typename S::I signed_code(typename S::F v, typename S::F inverse, typename S::F dither) {
+  const typename S::F exact = S::sqrt(S::mul(S::abs(v), inverse));
+  return S::with_sign(S::truncate(add_dither<S>(exact, dither)), v);
+}
+
 template <class S>
 inline typename S::I encode_signed(typename S::F v, typename S::F inverse, typename S::F dither) {
-  const typename S::F exact = S::sqrt(S::mul(S::abs(v), inverse));
-  return S::with_sign(S::min(S::truncate(add_dither<S>(exact, dither)), S::set1(127)), v);
+  return S::max(S::min(signed_code<S>(v, inverse, dither), S::set1(127)), S::set1(-127));
 }
 
 // The code of a root, at least 1 where it is above 0, at most 256, which is stored as 255; inverse is 255 / max.

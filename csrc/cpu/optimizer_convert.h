@@ -9,17 +9,19 @@ namespace {
 
 constexpr int kPiece = 256;
 
+constexpr uint32_t kWeylStep = 0x85EBCA6Bu;
+
 // 32 random bits of an element's state: a Weyl sequence along the index (_optimizer_codes.dither_bits).
 inline uint32_t dither_base(const OptimizerTensor& tensor, uint64_t seed, int64_t index) {
   return tensor.step * 0x9E3779B1u + tensor.stream * 0xC2B2AE35u + static_cast<uint32_t>(seed) * 0x27D4EB2Fu +
-         static_cast<uint32_t>(index) * 0x85EBCA6Bu;
+         static_cast<uint32_t>(index) * kWeylStep;
 }
 
 // The multiples of the Weyl sequence that a vector's elements add.
 struct WeylLanes {
   alignas(64) int32_t lane[16];
   constexpr WeylLanes() : lane() {
-    for (int j = 0; j < 16; ++j) lane[j] = static_cast<int32_t>(static_cast<uint32_t>(j) * 0x85EBCA6Bu);
+    for (int j = 0; j < 16; ++j) lane[j] = static_cast<int32_t>(static_cast<uint32_t>(j) * kWeylStep);
   }
 };
 inline constexpr WeylLanes kWeyl;
@@ -34,8 +36,15 @@ struct Dither {
   // Those of the next vector of elements.
   typename S::I next() {
     const typename S::I current = word;
-    word = S::add(word, S::set1(static_cast<int32_t>(static_cast<uint32_t>(S::kWidth) * 0x85EBCA6Bu)));
+    word = S::add(word, S::set1(static_cast<int32_t>(static_cast<uint32_t>(S::kWidth) * kWeylStep)));
     return current;
+  }
+  // Those of the next two vectors, even elements before odd ones or half after half, and n elements go by.
+  template <bool even_odd, int n>
+  typename S::TwoI next_pair() {
+    const typename S::I a = even_odd ? S::add(word, S::load(kWeyl.lane)) : word;
+    word = S::add(word, S::set1(static_cast<int32_t>(static_cast<uint32_t>(n) * kWeylStep)));
+    return {a, S::add(a, S::set1(static_cast<int32_t>(even_odd ? kWeylStep : S::kWidth * kWeylStep)))};
   }
   // Their upper 24 bits as a whole number.
   typename S::F next_float() { return S::to_float(S::template shift_right<8>(next())); }
@@ -117,11 +126,16 @@ inline void store_16(void* to, typename S::I words, int n) {
   std::memcpy(to, padded, n * sizeof(uint16_t));
 }
 
-// bfloat16 of v, rounded up with the probability of its fraction; bits: 16 random ones.
+// v with 16 random bits added, so that its upper half is rounded up with the probability of its fraction.
+template <class S>
+inline typename S::I add_random(typename S::F v, typename S::I bits) {
+  return S::add(S::bits(S::number_or(v, S::from_bits(S::set1(0x7fc00000)))), bits);
+}
+
+// bfloat16 of v.
 template <class S>
 inline typename S::I round_stochastic(typename S::F v, typename S::I bits) {
-  const typename S::F quiet = S::from_bits(S::set1(0x7fc00000));
-  return S::template shift_right<16>(S::add(S::bits(S::number_or(v, quiet)), bits));
+  return S::template shift_right<16>(add_random<S>(v, bits));
 }
 
 // 16 bits of each of n elements, at most kPiece.
