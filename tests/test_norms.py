@@ -98,6 +98,36 @@ def test_every_part_may_be_absent(name: str, backend: str) -> None:
             torch.testing.assert_close(mine.grad, copy.grad, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("columns", [15, 16, 200, 4097])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", NORMS)
+def test_rows_whose_sums_cancel(name: str, backend: str, dtype: torch.dtype, columns: int) -> None:
+    """Rows far from zero; first values far from the others, by which distances would be measured; the same throughout.
+
+    Row by row: the error of one must not hide behind the size of another.
+    """
+    x, grad = torch.randn(6, columns), torch.randn(6, columns)
+    x[1] += 300
+    x[2, :16] += 1000
+    x[3, 1:] += 30000
+    x[4] = 3.14
+    x[5, -1] = -5000
+    x, grad, weight = x.to(dtype).to(DEVICE), grad.to(dtype).to(DEVICE), torch.randn(columns, dtype=dtype).to(DEVICE)
+
+    def run(to: torch.dtype, norm: Callable[..., Tensor]) -> list[Tensor]:
+        leaves = [v.to(to).requires_grad_() for v in (x, weight)]
+        y = norm(*leaves)
+        return [y.detach(), torch.autograd.grad(y, leaves, grad.to(to))[0]]
+
+    with use(backend):
+        ours = run(dtype, lambda x, w: NORMS[name](x, w, eps=1e-3))
+    theirs, truth = (run(to, lambda x, w: plain(name, x, w, None, 1e-3)) for to in (dtype, torch.float64))
+    for label, mine, base, exact in zip(("y", "grad_x"), ours, theirs, truth, strict=True):
+        for row in range(6):
+            assert_no_worse(mine[row], base[row], exact[row], f"{label}, row {row}")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", NORMS)
 def test_only_the_wanted_gradients(name: str, backend: str) -> None:

@@ -59,11 +59,16 @@ void norm_backward_block(const NormBackward& args, int64_t m, const float* weigh
     }
   }
 
-  F along[R], constant[R];  // grad_x = (g - x_hat * along - constant) * rstd
+  // grad_x = (g - x_hat * along - constant) * rstd. In 16 bits rstd is multiplied into the constants, and x_hat is
+  // h * rstd + shift: what float32 loses of it then, where the mean is large, is far below what h was rounded to.
+  constexpr bool kFolded = kCentre && sizeof(T) == 2;
+  F along[R], constant[R], shift[R];
   for (int r = 0; r < R; ++r) {
     const double columns = static_cast<double>(K);
-    along[r] = V::set1(static_cast<float>(-args.rstd[m + r] * products[r] / columns));
-    constant[r] = V::set1(static_cast<float>(gradients[r] / columns));
+    const double scale = args.rstd[m + r], factor = kFolded ? scale : 1.0;
+    along[r] = V::set1(plain_nan(static_cast<float>(-scale * factor * products[r] / columns)));
+    constant[r] = V::set1(plain_nan(static_cast<float>((kFolded ? -factor : 1.0) * gradients[r] / columns)));
+    shift[r] = V::set1(kFolded ? plain_nan(static_cast<float>(-scale * args.mean[m + r])) : 0.0f);
   }
   const bool more = m + 2 * R <= args.M;
   sweep<V, 1>(0, K, [&](auto lanes, int64_t k, int) {
@@ -78,13 +83,17 @@ void norm_backward_block(const NormBackward& args, int64_t m, const float* weigh
     for (int r = 0; r < R; ++r) {
       const F g = gs[r];
       F v = hs[r];
-      if constexpr (kCentre) v = V::sub(v, mean[r]);
-      v = V::mul(v, rstd[r]);
+      if constexpr (kCentre && !kFolded) v = V::sub(v, mean[r]);
+      v = kFolded ? V::fma(v, rstd[r], shift[r]) : V::mul(v, rstd[r]);
       weight_sum = V::fma(g, v, weight_sum);
       bias_sum = V::add(bias_sum, g);
       F out = V::mul(g, weight);
-      if constexpr (kCentre) out = V::sub(out, constant[r]);
-      out = V::mul(V::fma(v, along[r], out), rstd[r]);
+      if constexpr (kFolded) {
+        out = V::fma(out, rstd[r], V::fma(v, along[r], constant[r]));
+      } else {
+        if constexpr (kCentre) out = V::sub(out, constant[r]);
+        out = V::mul(V::fma(v, along[r], out), rstd[r]);
+      }
       if constexpr (kGradH) out = V::add(out, lanes.load(grad_h[r] + k));
       lanes.template store<kStream && !kStaged<V, T, kStream>>(grad_x[r] + k, out);
     }

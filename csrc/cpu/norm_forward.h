@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "../launchers/norm.h"
@@ -19,6 +20,33 @@ struct NormRow {
   float rstd;
 };
 
+struct Moments {
+  double mean;
+  double squares;  // sum of (h - mean)^2
+};
+
+// Both sums from one reading, of the distances to a pivot among the row's own values. Where they all but cancel, the
+// first values being far from the rest, or are not finite, squares is NaN.
+template <class V, class T>
+Moments row_moments(const T* h, int64_t K) {
+  using F = typename V::F;
+  const float middle = V::reduce_add(V::load(h)) / V::kWidth;
+  const F pivot = V::set1(middle);
+  double distance = 0.0, squares = 0.0;
+  for (int64_t begin = 0; begin < K; begin += kSumTerms) {
+    F d[2] = {V::set1(0.0f), V::set1(0.0f)}, s[2] = {V::set1(0.0f), V::set1(0.0f)};
+    sweep<V, 2>(begin, std::min(K, begin + kSumTerms), [&](auto lanes, int64_t k, int j) {
+      const F v = lanes.only(V::sub(lanes.load(h + k), pivot));
+      d[j] = V::add(d[j], v);
+      s[j] = V::fma(v, v, s[j]);
+    });
+    distance += static_cast<double>(V::reduce_add(V::add(d[0], d[1])));
+    squares += static_cast<double>(V::reduce_add(V::add(s[0], s[1])));
+  }
+  const double n = static_cast<double>(K), left = squares - distance * distance / n;
+  return {middle + distance / n, squares <= 16.0 * left ? left : std::numeric_limits<double>::quiet_NaN()};
+}
+
 // Reads the row from memory; h is left in the cache for what follows.
 template <class V, class T>
 NormRow<T> norm_statistics(const NormForward& args, int64_t m, T* row) {
@@ -26,7 +54,7 @@ NormRow<T> norm_statistics(const NormForward& args, int64_t m, T* row) {
   const int64_t K = args.K;
   const T* x = static_cast<const T*>(args.x) + m * args.x_stride;
   const T* h = x;
-  double mean = 0.0, squares;
+  double mean = 0.0, squares = std::numeric_limits<double>::quiet_NaN();
   if (args.residual != nullptr) {
     const T* residual = static_cast<const T*>(args.residual) + m * args.residual_stride;
     h = row;
@@ -35,8 +63,13 @@ NormRow<T> norm_statistics(const NormForward& args, int64_t m, T* row) {
       const F v = lanes.load(row + k);  // as it was rounded
       return args.centre ? V::add(acc, v) : V::fma(v, v, acc);
     });
-    squares = sum;
-    mean = args.centre ? sum / static_cast<double>(K) : 0.0;
+    if (args.centre)
+      mean = sum / static_cast<double>(K);
+    else
+      squares = sum;
+  } else if (sizeof(T) == 2 && args.centre && K >= V::kWidth) {  // float32 would keep too few of its digits
+    const Moments moments = row_moments<V>(h, K);
+    mean = moments.mean, squares = moments.squares;
   } else if (args.centre) {
     mean = sum_row<V>(K, [&](auto lanes, int64_t k, F acc) { return V::add(acc, lanes.load(h + k)); }) /
            static_cast<double>(K);
@@ -47,7 +80,7 @@ NormRow<T> norm_statistics(const NormForward& args, int64_t m, T* row) {
     });
   }
   const float centre = plain_nan(static_cast<float>(mean));
-  if (args.centre) {
+  if (args.centre && std::isnan(squares)) {
     const F middle = V::set1(centre);
     squares = sum_row<V>(K, [&](auto lanes, int64_t k, F acc) {
       const F v = lanes.only(V::sub(lanes.load(h + k), middle));

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -34,7 +34,7 @@ def _synchronize(device: torch.device) -> None:
 
 @torch.inference_mode()
 def interleaved_p50(
-    functions: dict[str, Callable[[], object]],
+    functions: Mapping[str, Callable[[], object]],
     device: torch.device,
     rounds: int,
     calls: int = 1,
