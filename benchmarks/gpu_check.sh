@@ -21,6 +21,7 @@ step_or() {
   shift
   if [ -n "$dry" ]; then echo "== would run: ${real[*]}"; step "$@"; else step "${real[@]}"; fi
 }
+"$python" -c 'import torch' 2>/dev/null || { echo "gpu-check: $python has no torch; name one that has: make gpu-check GPU_PYTHON=.venv/bin/python"; exit 2; }
 name=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-") if torch.cuda.is_available() else "")')
 if [ -z "$name" ]; then
   [ -n "$dry" ] || { echo "gpu-check: this torch sees no CUDA device; DRY_RUN=1 rehearses the steps"; exit 1; }
