@@ -41,14 +41,13 @@ class Sizes:
 
 FULL = Sizes()
 DEMO = Sizes(
-    windows=4,
-    calibration=4,
+    windows=6,
     prefill_rounds=2,
     decode_rounds=5,
     decode_calls=2,
     sentences=192,
     encoder_rounds=4,
-    seconds=3.0,
+    seconds=5.0,
 )
 QUICK = Sizes(
     windows=2,
