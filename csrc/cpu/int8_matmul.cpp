@@ -26,19 +26,20 @@ const Int8MatmulKernels& kernels() {
 
 }  // namespace
 
-const int8_t* int8_matmul_codes(const Int8Matmul& args, int64_t m, int8_t* q, float* scale) {
-  if (args.a_dtype == DType::i8) return static_cast<const int8_t*>(args.a) + m * args.a_stride;
+Int8Codes int8_matmul_codes(const Int8Matmul& args, int64_t m, int64_t count, int8_t* q, int64_t q_stride,
+                            float* scale) {
+  if (args.a_dtype == DType::i8) return {static_cast<const int8_t*>(args.a) + m * args.a_stride, args.a_stride};
   QuantizeRowwise quantize;
   quantize.x = args.a;
   quantize.x_dtype = args.a_dtype;
   quantize.x_stride = args.a_stride;
   quantize.K = args.K;
   quantize.given_scale = args.a_given_scale;
-  quantize.q = q - m * args.K;
-  quantize.q_stride = args.K;
+  quantize.q = q - m * q_stride;
+  quantize.q_stride = q_stride;
   quantize.scale = scale;
-  quantize_rowwise(quantize, m, m + 1);
-  return q;
+  quantize_rowwise(quantize, m, m + count);
+  return {q, q_stride};
 }
 
 Epilogue int8_matmul_epilogue(const Int8Matmul& args, const Int8Workspace& workspace) {

@@ -18,7 +18,7 @@ namespace avx2 {
 namespace {
 
 // 16 columns of this many quads are 16 KiB: half of a first-level cache.
-constexpr int64_t kBlockQuads = 128;
+constexpr int64_t kBlockQuads = kMostQuads;
 
 using Interleave = void (*)(const int8_t*, int64_t, int64_t, int32_t*, int32_t*);
 constexpr Interleave kInterleave[kTileRows] = {interleave_rows<1>, interleave_rows<2>, interleave_rows<3>,
@@ -45,10 +45,10 @@ void panel_rows(const Int8Matmul& args, const Int8MatmulPlan& plan, char* worksp
   for (int64_t item = begin; item < end; ++item) {
     const int64_t m0 = item * kTileRows, count = std::min<int64_t>(kTileRows, args.M - m0);
     int8_t* rows = reinterpret_cast<int8_t*>(scratch.get(kTileRows * stride));
+    const Int8Codes codes = int8_matmul_codes(args, m0, count, rows, stride, to.scale);
     for (int64_t i = 0; i < count; ++i) {
       int8_t* row = rows + i * stride;
-      const int8_t* codes = int8_matmul_codes(args, m0 + i, row, to.scale);
-      if (codes != row) std::memcpy(row, codes, static_cast<size_t>(args.K));
+      if (codes.first != rows) std::memcpy(row, codes.first + i * codes.stride, static_cast<size_t>(args.K));
       std::memset(row + args.K, 0, static_cast<size_t>(stride - args.K));
     }
     std::fill_n(to.sum + m0, count, 0);

@@ -36,9 +36,10 @@ void panel_rows(const Int8Matmul& args, const Int8MatmulPlan& plan, char* worksp
     const int64_t m0 = item * kTileRows;
     const int count = static_cast<int>(std::min<int64_t>(kTileRows, args.M - m0));
     const int8_t* rows[16] = {};
-    int8_t* codes = reinterpret_cast<int8_t*>(scratch.get(kTileRows * plan.row_bytes));
+    int8_t* kept = reinterpret_cast<int8_t*>(scratch.get(kTileRows * plan.row_bytes));
+    const Int8Codes codes = int8_matmul_codes(args, m0, count, kept, plan.row_bytes, to.scale);
     for (int i = 0; i < count; ++i) {
-      rows[i] = int8_matmul_codes(args, m0 + i, codes + i * plan.row_bytes, to.scale);
+      rows[i] = codes.first + i * codes.stride;
       to.sum[m0 + i] = row_sum(rows[i], args.K);
     }
     interleave_rows(rows, count, args.K, reinterpret_cast<int32_t*>(to.rows + m0 * plan.row_bytes));
@@ -82,6 +83,8 @@ void panel_tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* works
 
 namespace {
 
+constexpr int64_t kPartRows = 512;  // packing for them costs 1 % of their products
+
 Int8MatmulPlan plan(const Int8Matmul& args) {
   Int8MatmulPlan plan;
   // Packing costs about 5 cycles per 64 bytes of b whatever M; streaming costs about 3 per product to add up its lanes.
@@ -96,8 +99,10 @@ Int8MatmulPlan plan(const Int8Matmul& args) {
     plan.row_bytes = (args.K + 3) / 4 * 4;
     plan.columns_per_item = avx512::kPanelColumns;
     const int64_t panels = (args.N + avx512::kPanelColumns - 1) / avx512::kPanelColumns;
-    // With few panels the rows are split too, so that every thread finds work; each part packs its panel again.
-    const int64_t parts = std::clamp<int64_t>(16 / panels, 1, (args.M + 191) / 192);
+    // Parts along M each pack the panels again. With few panels they find every thread work; of many rows they are what
+    // one thread prepares and then meets, which no other need fetch.
+    const int64_t parts =
+        std::max(std::clamp<int64_t>(16 / panels, 1, (args.M + 191) / 192), (args.M + kPartRows - 1) / kPartRows);
     const int64_t tiles = (args.M + avx512::kTileRows - 1) / avx512::kTileRows;
     plan.rows_per_item = (tiles + parts - 1) / parts * avx512::kTileRows;
     plan.row_items = tiles;

@@ -30,8 +30,14 @@ struct Int8Workspace {
         sum(reinterpret_cast<int32_t*>(base + padded(M * row_bytes) + padded(M * 4))) {}
 };
 
-// Quantises row m of a float `a` to q and scale[m]; for an int8 `a` returns the row where it lies.
-const int8_t* int8_matmul_codes(const Int8Matmul& args, int64_t m, int8_t* q, float* scale);
+struct Int8Codes {
+  const int8_t* first;
+  int64_t stride;
+};
+
+// Rows m .. m + count: a float `a` is quantised to q and scale[m] .., an int8 one is returned where it lies.
+Int8Codes int8_matmul_codes(const Int8Matmul& args, int64_t m, int64_t count, int8_t* q, int64_t q_stride,
+                            float* scale);
 
 // The epilogue with the scales of rows that were quantised here.
 Epilogue int8_matmul_epilogue(const Int8Matmul& args, const Int8Workspace& workspace);

@@ -17,13 +17,18 @@ constexpr int64_t kStripQuadBytes = 128;
 inline __m256i even_codes(__m256i quads) { return _mm256_srai_epi16(_mm256_slli_epi16(quads, 8), 8); }
 inline __m256i odd_codes(__m256i quads) { return _mm256_srai_epi16(quads, 8); }
 
-// R rows of codes, each padded with zeros to whole vectors, to [quads][R][even, odd] dwords.
+constexpr int64_t kMostQuads = 128;  // that interleave_rows takes
+
+// R rows of codes, each padded with zeros to whole vectors, to [quads][R][even, odd] dwords. They go out through a copy
+// that stays with the thread: every thread has read the lines of `out` before, and taking one back costs the same for a
+// part of it as for the whole.
 // sum[i] += the products of an even code with the odd one that follows.
 template <int R>
 void interleave_rows(const int8_t* codes, int64_t stride, int64_t quads, int32_t* out, int32_t* sum) {
   __m256i sums[R];
 #pragma GCC unroll 4
   for (int i = 0; i < R; ++i) sums[i] = _mm256_setzero_si256();
+  alignas(64) int64_t kept[kMostQuads * R];
   for (int64_t q = 0; q < quads; q += kQuads) {
     alignas(32) int64_t pairs[R][kQuads];
 #pragma GCC unroll 4
@@ -35,12 +40,13 @@ void interleave_rows(const int8_t* codes, int64_t stride, int64_t quads, int32_t
       _mm256_store_si256(reinterpret_cast<__m256i*>(pairs[i]), _mm256_permute2x128_si256(low, high, 0x20));
       _mm256_store_si256(reinterpret_cast<__m256i*>(pairs[i] + 4), _mm256_permute2x128_si256(low, high, 0x31));
     }
-    int64_t* to = reinterpret_cast<int64_t*>(out) + q * R;
+    int64_t* to = kept + q * R;
 #pragma GCC unroll 8
     for (int s = 0; s < kQuads; ++s)
 #pragma GCC unroll 4
       for (int i = 0; i < R; ++i) to[s * R + i] = pairs[i][s];
   }
+  std::memcpy(out, kept, static_cast<size_t>(quads * R) * sizeof(int64_t));
 #pragma GCC unroll 4
   for (int i = 0; i < R; ++i) {
     alignas(32) uint32_t lanes[8];

@@ -7,22 +7,15 @@
 namespace pykernels::cpu::avx512 {
 namespace {
 
-// rows [R][K] to out [steps][R] dwords, zero past K.
+// rows [count][K] to out [steps][count] dwords, zero past K.
 void interleave_rows(const int8_t* const* rows, int count, int64_t K, int32_t* out) {
-  const int64_t steps = (K + 3) / 4;
-  for (int64_t s = 0; s < steps; s += 16) {
-    __m512i r[16];
+  const auto load = [&](int64_t s, __m512i(&r)[16]) {
     const __mmask64 mask = byte_mask(K - 4 * s);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i)
       r[i] = i < count ? _mm512_maskz_loadu_epi8(mask, rows[i] + 4 * s) : _mm512_setzero_si512();
-    transpose16(r);
-    const __mmask16 lanes = lane_mask(count);
-    const int64_t valid = std::min<int64_t>(16, steps - s);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
-      if (i < valid) _mm512_mask_storeu_epi32(out + (s + i) * count, lanes, r[i]);
-  }
+  };
+  interleave(load, count, (K + 3) / 4, out);
 }
 
 // b[n0 + c][k0 .. k0 + bytes) to [steps][NV][16][4] as unsigned bytes (value + 128); columns and bytes beyond are 0.

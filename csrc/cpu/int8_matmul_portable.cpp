@@ -24,7 +24,7 @@ Int8MatmulPlan plan(const Int8Matmul& args) {
 
 void rows(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end) {
   const Int8Workspace to(workspace, args.M, plan.row_bytes);
-  for (int64_t m = begin; m < end; ++m) int8_matmul_codes(args, m, to.rows + m * plan.row_bytes, to.scale);
+  int8_matmul_codes(args, begin, end - begin, to.rows + begin * plan.row_bytes, plan.row_bytes, to.scale);
 }
 
 int32_t product(const int8_t* a, const int8_t* b, int64_t K) {

@@ -68,7 +68,7 @@ void streaming_rows(const Int8Matmul& args, const Int8MatmulPlan& plan, char* wo
     // Codes quantised here land in the upper half of their own row and are widened upwards into it: byte k is read
     // before word k is written over it.
     int8_t* upper = reinterpret_cast<int8_t*>(row) + plan.row_bytes - args.K;
-    const int8_t* codes = int8_matmul_codes(args, m, upper, to.scale);
+    const int8_t* codes = int8_matmul_codes(args, m, 1, upper, args.K, to.scale).first;
     int64_t k = 0;
     for (; k + kCodes <= args.K; k += kCodes) _mm256_store_si256(reinterpret_cast<__m256i*>(row + k), widen(codes + k));
     for (; k < args.K; ++k) {

@@ -85,10 +85,11 @@ constexpr Tile kNarrow[kTileRows] = {tile<1, 1>, tile<2, 1>, tile<3, 1>, tile<4,
 
 void streaming_rows(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end) {
   const Int8Workspace to(workspace, args.M, plan.row_bytes);
+  int8_t* first = to.rows + begin * plan.row_bytes;
+  const Int8Codes codes = int8_matmul_codes(args, begin, end - begin, first, plan.row_bytes, to.scale);
   for (int64_t m = begin; m < end; ++m) {
     int8_t* row = to.rows + m * plan.row_bytes;
-    const int8_t* codes = int8_matmul_codes(args, m, row, to.scale);
-    if (codes != row) std::memcpy(row, codes, static_cast<size_t>(args.K));
+    if (codes.first != first) std::memcpy(row, codes.first + (m - begin) * codes.stride, static_cast<size_t>(args.K));
     std::memset(row + args.K, 0, static_cast<size_t>(plan.row_bytes - args.K));
     to.sum[m] = row_sum(row, plan.row_bytes);
   }

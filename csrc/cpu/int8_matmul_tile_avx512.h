@@ -5,7 +5,11 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
+
+#include "int8_matmul_avx512.h"
 
 namespace pykernels::cpu::avx512 {
 
@@ -87,6 +91,29 @@ inline __attribute__((always_inline)) void transpose16(__m512i (&r)[16]) {
 inline __mmask64 byte_mask(int64_t count) { return count >= 64 ? ~0ull : count <= 0 ? 0 : ~0ull >> (64 - count); }
 inline __mmask16 lane_mask(int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
+
+// Interleaved rows go out through a copy that stays with the thread. Every thread has read the workspace's lines
+// before, and taking one back costs the same for a part of it as for the whole: in place this took 8 times as long on 2
+// cores.
+constexpr int64_t kInterleavedSteps = 256;
+
+// 16 dwords of each of `count` rows at a time, which load(step, r) puts into r, to out [steps][count] dwords.
+template <class Load>
+inline void interleave(const Load& load, int count, int64_t steps, int32_t* out) {
+  alignas(64) int32_t kept[kInterleavedSteps * kTileRows + 16];
+  const __mmask16 lanes = lane_mask(count);
+  for (int64_t s0 = 0; s0 < steps; s0 += kInterleavedSteps) {
+    const int64_t valid = std::min(kInterleavedSteps, steps - s0);
+    for (int64_t s = 0; s < valid; s += 16) {
+      __m512i r[16];
+      load(s0 + s, r);
+      transpose16(r);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) _mm512_mask_storeu_epi32(kept + (s + i) * count, lanes, r[i]);
+    }
+    std::memcpy(out + s0 * count, kept, static_cast<size_t>(valid * count * 4));
+  }
 }
 
 }  // namespace pykernels::cpu::avx512

@@ -142,10 +142,13 @@ __attribute__((noinline)) void tile(const float* rows, const float* strip, int64
 using Tile = void (*)(const float*, const float*, int64_t, bool, float*, int64_t, Ahead);
 constexpr Tile kTiles[kTileRows] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
 
+// Through a copy that stays with the thread, as int8_matmul_pack_avx2.h says.
 template <int MR>
 void interleave(const float* rows, int64_t count, float* out) {
+  alignas(64) float kept[kBlock * MR];
   for (int64_t k = 0; k < count; ++k)
-    for (int i = 0; i < MR; ++i) out[k * MR + i] = rows[i * kBlock + k];
+    for (int i = 0; i < MR; ++i) kept[k * MR + i] = rows[i * kBlock + k];
+  std::memcpy(out, kept, static_cast<size_t>(count * MR) * sizeof(float));
 }
 
 using Interleave = void (*)(const float*, int64_t, float*);

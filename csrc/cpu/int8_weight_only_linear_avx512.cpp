@@ -159,16 +159,11 @@ void panel_rows(const Int8WeightOnly& args, const Int8MatmulPlan& plan, char* wo
     const int64_t m0 = item * kTileRows;
     const int64_t count = std::min<int64_t>(kTileRows, args.M - m0);
     int32_t* out = reinterpret_cast<int32_t*>(workspace + m0 * plan.row_bytes);
-    for (int64_t s = 0; s < block.steps; s += 16) {
-      __m512i r[16];
+    const auto load = [&](int64_t s, __m512i(&r)[16]) {
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) r[i] = i < count ? load_row(args, block, m0 + i, s) : _mm512_setzero_si512();
-      transpose16(r);
-      const int64_t valid = std::min<int64_t>(16, block.steps - s);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i)
-        if (i < valid) _mm512_mask_storeu_epi32(out + (s + i) * count, lane_mask(count), r[i]);
-    }
+    };
+    interleave(load, static_cast<int>(count), block.steps, out);
   }
 }
 

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
+#include <memory>
 #include <optional>
 
 #include "../scratch.h"
@@ -9,20 +11,44 @@
 
 namespace pykernels::cpu {
 
-// f(begin, end) over [0, items), handed out a few at a time, so that a thread that is held up delays nobody.
-template <class F>
-void parallel_items(int64_t items, int64_t at_once, const F& f) {
+// One thread's share of the items, from which others take when theirs is done.
+struct alignas(64) Share {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
+// f(state, begin, end) over [0, items), handed out a few at a time, so that a thread that is held up delays nobody;
+// state is what start() gave that thread. A thread takes items that lie together: the same ones of every stage, and of
+// the next call, so that what it wrote is still its own to read and to write.
+template <class Start, class F>
+void parallel_items(int64_t items, int64_t at_once, const Start& start, const F& f) {
   const int64_t batches = (items + at_once - 1) / at_once;
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), batches);
   if (threads <= 1) {
-    if (items > 0) f(0, items);
+    if (items > 0) f(start(), 0, items);
     return;
   }
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t batch; (batch = next.fetch_add(1, std::memory_order_relaxed)) < batches;)
-      f(batch * at_once, std::min(items, (batch + 1) * at_once));
+  const std::unique_ptr<Share[]> shares(new Share[threads]);
+  for (int64_t t = 0; t < threads; ++t) {
+    shares[t].next = t * batches / threads;
+    shares[t].end = (t + 1) * batches / threads;
+  }
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) {
+      const auto state = start();
+      for (int64_t other = 0; other < threads; ++other) {
+        Share& share = shares[(t + other) % threads];
+        for (int64_t batch; (batch = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+          f(state, batch * at_once, std::min(items, (batch + 1) * at_once));
+      }
+    }
   });
+}
+
+template <class F>
+void parallel_items(int64_t items, int64_t at_once, const F& f) {
+  const auto none = [] { return nullptr; };
+  parallel_items(items, at_once, none, [&](std::nullptr_t, int64_t begin, int64_t end) { f(begin, end); });
 }
 
 // Work below this many products of int8 is not worth waking a thread for.
@@ -30,14 +56,27 @@ constexpr int64_t kSerialProducts = 1 << 18;
 // Quantising or copying fewer elements than this likewise.
 constexpr int64_t kSerialElements = 1 << 16;
 
-// Both stages of a plan in one workspace; small ones stay on the calling thread.
+inline char* thread_workspace(int64_t bytes) {
+  static thread_local Scratch scratch;
+  return scratch.get(bytes);
+}
+
+// Both stages of a plan; small ones stay on the calling thread.
 template <class Rows, class Tiles>
 void run_stages(const Int8MatmulPlan& plan, int64_t M, int64_t N, int64_t K, const Rows& rows, const Tiles& tiles) {
-  static thread_local Scratch scratch;
-  char* workspace = scratch.get(plan.workspace_bytes);
-  const int64_t at_once = M * K <= kSerialElements ? plan.row_items + 1 : plan.row_items < 64 ? 1 : 4;
-  parallel_items(plan.row_items, at_once, [&](int64_t begin, int64_t end) { rows(workspace, begin, end); });
   const int64_t tiles_at_once = M * N * K <= kSerialProducts ? plan.tile_items + 1 : 1;
+  if (M * K <= kSerialElements) {
+    // Every thread prepares all rows for itself, which takes no longer than fetching them from another's cache.
+    const auto prepared = [&] {
+      char* workspace = thread_workspace(plan.workspace_bytes);
+      rows(workspace, 0, plan.row_items);
+      return workspace;
+    };
+    return parallel_items(plan.tile_items, tiles_at_once, prepared, tiles);
+  }
+  char* workspace = thread_workspace(plan.workspace_bytes);
+  parallel_items(plan.row_items, plan.row_items < 64 ? 1 : 4,
+                 [&](int64_t begin, int64_t end) { rows(workspace, begin, end); });
   parallel_items(plan.tile_items, tiles_at_once, [&](int64_t begin, int64_t end) { tiles(workspace, begin, end); });
 }
 
