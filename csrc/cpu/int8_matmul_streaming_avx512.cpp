@@ -24,13 +24,12 @@ inline __m128i add_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
 }
 
 // Products of MR rows of a (padded with zeros to whole lines) by NR rows of b. Meanwhile each row of b that lies
-// ahead[j] bytes further is fetched: a hardware prefetcher would have to find every row anew.
+// ahead[j] bytes further is fetched, to the second-level cache, which takes more lines in flight than the first: a
+// hardware prefetcher would have to find every row anew.
 template <int MR, int NR>
 __attribute__((noinline)) void tile(const int8_t* a, int64_t a_stride, const int8_t* b, int64_t b_stride, int64_t K,
                                     const int64_t* ahead, const int32_t* sum, int32_t* out, int64_t out_stride) {
   const __m512i flip = _mm512_set1_epi8(-128);
-  // Measured: few rows outrun the first-level cache, which then takes fewer lines in flight than the second.
-  constexpr auto kHint = MR <= 4 ? _MM_HINT_T1 : _MM_HINT_T0;
   __m512i acc[MR][NR];
 #pragma GCC unroll 6
   for (int i = 0; i < MR; ++i)
@@ -43,7 +42,7 @@ __attribute__((noinline)) void tile(const int8_t* a, int64_t a_stride, const int
 #pragma GCC unroll 8
     for (int j = 0; j < NR; ++j) {
       w[j] = _mm512_xor_si512(flip, _mm512_loadu_si512(b + j * b_stride + k));
-      _mm_prefetch(b + j * b_stride + k + ahead[j], kHint);
+      _mm_prefetch(b + j * b_stride + k + ahead[j], _MM_HINT_T1);
     }
 #pragma GCC unroll 6
     for (int i = 0; i < MR; ++i) {
@@ -97,34 +96,43 @@ void streaming_rows(const Int8Matmul& args, const Int8MatmulPlan& plan, char* wo
 
 void streaming_tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* workspace, int64_t begin, int64_t end) {
   constexpr int64_t kProducts = 1024;
+  constexpr int64_t kAheadBytes = 32 << 10;
+  constexpr int64_t kFirstLevelRows = 20 << 10;
   alignas(64) int32_t products[kProducts];
   const Int8Workspace from(workspace, args.M, plan.row_bytes);
   const Epilogue epilogue = int8_matmul_epilogue(args, from);
   // Rows spread evenly over the tiles; columns at once so that their products stay in a few kilobytes.
   const int64_t tiles = (args.M + kTileRows - 1) / kTileRows;
   const int64_t width = args.M <= 16 ? 64 : 16;
-  // What is fetched ahead is spread over the tiles that share the rows of b; an offset of 0 fetches nothing new.
-  constexpr int64_t kAheadBytes = 32 << 10;
   const int64_t wide = args.M <= 2 ? 8 : 4;
-  const int64_t wide_bytes = std::max<int64_t>(1, wide * args.b_stride);
-  const int64_t distance = std::max<int64_t>(1, kAheadBytes / wide_bytes) * wide_bytes;
-  int64_t ahead[4][8] = {};
-  for (int64_t t = 0; t < std::min<int64_t>(tiles, 4); ++t)
+  // The smaller operand of a tile stays in the first-level cache: all rows of a while they fit, else one tile of them,
+  // which then meets a whole item's rows of b in the second-level cache.
+  const bool rows_fit = tiles == 1 || args.M * plan.row_bytes <= kFirstLevelRows;
+  const int64_t block = rows_fit ? wide : width;
+  // What is fetched ahead is spread over the tiles that share the rows of b; an offset of 0 fetches nothing new.
+  const int64_t block_bytes = std::max<int64_t>(1, block * args.b_stride);
+  const int64_t distance = rows_fit ? std::max<int64_t>(1, kAheadBytes / block_bytes) * block_bytes : block_bytes;
+  const int64_t sharing = std::min<int64_t>(tiles, 4);
+  int64_t ahead[5][8] = {};
+  for (int64_t t = 0; t < sharing; ++t)
     for (int64_t j = 0; j < 8; ++j)
-      if (j % std::min<int64_t>(tiles, 4) == t) ahead[t][j] = distance;
+      if (j % sharing == t) ahead[t][j] = distance;
   const int64_t last = std::min(args.N, end * plan.columns_per_item);
   for (int64_t n0 = begin * plan.columns_per_item; n0 < last; n0 += width) {
     const int64_t columns = std::min(width, last - n0);
-    int64_t step = 0;
-    for (int64_t j = 0; j < columns; j += step) {
-      const int8_t* b = args.b + (n0 + j) * args.b_stride;
-      step = columns - j >= wide ? wide : 1;
+    for (int64_t j0 = 0; j0 < columns; j0 += block)
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t m = t * args.M / tiles, rows = (t + 1) * args.M / tiles - m;
-        (step == 1 ? kNarrow : kWide)[rows - 1](from.rows + m * plan.row_bytes, plan.row_bytes, b, args.b_stride,
-                                                args.K, ahead[t % 4], from.sum + m, products + m * width + j, width);
+        const int64_t stop = std::min(columns, j0 + block);
+        int64_t step = 0;
+        for (int64_t j = j0; j < stop; j += step) {
+          step = stop - j >= wide ? wide : 1;
+          const int64_t turn = (t + j / wide) % sharing;
+          (step == 1 ? kNarrow : kWide)[rows - 1](
+              from.rows + m * plan.row_bytes, plan.row_bytes, args.b + (n0 + j) * args.b_stride, args.b_stride, args.K,
+              ahead[t < sharing ? turn : 4], from.sum + m, products + m * width + j, width);
+        }
       }
-    }
     kEpilogueAvx512(epilogue, products, width, 0, args.M, n0, columns);
   }
 }
