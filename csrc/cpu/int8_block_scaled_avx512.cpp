@@ -66,6 +66,8 @@ void scaled_tiles(const Int8BlockScaled& args, const Int8MatmulPlan& plan, char*
       const int64_t k0 = block0 * kScaledBlock;
       pack_panel(args.b + n0 * args.b_stride + k0, args.b_stride, columns, std::min(blocks * kScaledBlock, args.K - k0),
                  vectors, panel);
+      const Packed next = packed_next(args.b, args.b_stride, args.N, args.K, n0, k0 + blocks * kScaledBlock);
+      const int64_t tiles = (last - first + kTileRows - 1) / kTileRows;
       for (int64_t m = first; m < last; m += kTileRows) {
         const int rows = static_cast<int>(std::min<int64_t>(kTileRows, args.M - m));
         float* out = products + (several ? (m - first) * kPanelColumns : 0);
@@ -75,9 +77,10 @@ void scaled_tiles(const Int8BlockScaled& args, const Int8MatmulPlan& plan, char*
           const int64_t steps = (std::min(kScaledBlock, args.K - block * kScaledBlock) + 3) / 4;
           float scale[kTileRows];
           for (int i = 0; i < rows; ++i) scale[i] = block_scale(args, m + i, n0, block);
-          kTiles[rows - 1][vectors - 1](packed + block * kBlockSteps * rows,
-                                        panel + (block - block0) * kBlockSteps * vectors * 64, steps,
-                                        from.sum + block * args.M + m, sums);
+          kTiles[rows - 1][vectors - 1](
+              packed + block * kBlockSteps * rows, panel + (block - block0) * kBlockSteps * vectors * 64, steps,
+              from.sum + block * args.M + m, sums,
+              fetch_ahead(next, (block - block0) * kScaledBlock, (m - first) / kTileRows, tiles));
           promote(sums, scale, rows, vectors, out);
         }
         if (block0 + blocks == args.blocks)

@@ -68,11 +68,14 @@ void panel_tiles(const Int8Matmul& args, const Int8MatmulPlan& plan, char* works
       const bool final_block = s0 + count == steps;
       pack_panel(args.b + n0 * args.b_stride + 4 * s0, args.b_stride, columns, std::min(4 * count, args.K - 4 * s0),
                  vectors, panel);
+      const Packed next = packed_next(args.b, args.b_stride, args.N, args.K, n0, 4 * (s0 + count));
+      const int64_t tiles = (last - first + kTileRows - 1) / kTileRows;
       for (int64_t m = first; m < last; m += kTileRows) {
         const int rows = static_cast<int>(std::min<int64_t>(kTileRows, args.M - m));
         int32_t* out = products + (blocked ? (m - first) * kPanelColumns : 0);
         const int32_t* packed = reinterpret_cast<const int32_t*>(from.rows + m * plan.row_bytes) + s0 * rows;
-        kTiles[rows - 1][vectors - 1](packed, panel, count, s0 == 0 ? from.sum + m : nullptr, out);
+        kTiles[rows - 1][vectors - 1](packed, panel, count, s0 == 0 ? from.sum + m : nullptr, out,
+                                      fetch_ahead(next, 0, (m - first) / kTileRows, tiles));
         if (final_block) kEpilogueAvx512(epilogue, out, kPanelColumns, m, rows, n0, columns);
       }
     }

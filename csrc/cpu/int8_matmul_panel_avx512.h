@@ -43,10 +43,31 @@ void pack_panel(const int8_t* b, int64_t stride, int64_t columns, int64_t bytes,
   }
 }
 
+// Rows of b, which become columns of a panel.
+struct Packed {
+  const int8_t* first;
+  int64_t stride, columns;
+};
+
+// What is packed after columns n0 .. of b up to k: their next block along K, or else the next columns.
+inline Packed packed_next(const int8_t* b, int64_t stride, int64_t N, int64_t K, int64_t n0, int64_t k) {
+  if (k >= K) k = 0, n0 = n0 + kPanelColumns < N ? n0 + kPanelColumns : n0;
+  return {b + n0 * stride + k, stride, std::min<int64_t>(kPanelColumns, N - n0)};
+}
+
+// The share of tile t of `tiles` in fetching it, from byte k of its rows on, so that a cold b is read meanwhile.
+inline Ahead fetch_ahead(const Packed& next, int64_t k, int64_t t, int64_t tiles) {
+  Ahead ahead;
+  ahead.next = reinterpret_cast<const char*>(next.first + k);
+  const int64_t share = std::min<int64_t>(16, (next.columns + tiles - 1) / tiles);
+  for (int64_t i = 0; i < 16; ++i) ahead.row[i] = std::min(t * share + i % share, next.columns - 1) * next.stride;
+  return ahead;
+}
+
 // out[i][64] (=|+=) the tile; the first block along K starts at -128 * the row's sum, because b was packed as b + 128.
 template <int MR, int NV>
 __attribute__((noinline)) void tile(const int32_t* rows, const char* panel, int64_t steps, const int32_t* sum,
-                                    int32_t* out) {
+                                    int32_t* out, const Ahead& ahead) {
   __m512i acc[MR][NV];
 #pragma GCC unroll 6
   for (int i = 0; i < MR; ++i)
@@ -54,14 +75,14 @@ __attribute__((noinline)) void tile(const int32_t* rows, const char* panel, int6
     for (int v = 0; v < NV; ++v)
       acc[i][v] = sum ? _mm512_set1_epi32(static_cast<int32_t>(-128u * static_cast<uint32_t>(sum[i])))
                       : _mm512_load_si512(out + i * kPanelColumns + 16 * v);
-  accumulate<Dot::u8s8>(acc, rows, panel, steps);
+  accumulate<Dot::u8s8>(acc, rows, panel, steps, ahead);
 #pragma GCC unroll 6
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) _mm512_store_si512(out + i * kPanelColumns + 16 * v, acc[i][v]);
 }
 
-using Tile = void (*)(const int32_t*, const char*, int64_t, const int32_t*, int32_t*);
+using Tile = void (*)(const int32_t*, const char*, int64_t, const int32_t*, int32_t*, const Ahead&);
 constexpr Tile kTiles[kTileRows][4] = {
     {tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>}, {tile<2, 1>, tile<2, 2>, tile<2, 3>, tile<2, 4>},
     {tile<3, 1>, tile<3, 2>, tile<3, 3>, tile<3, 4>}, {tile<4, 1>, tile<4, 2>, tile<4, 3>, tile<4, 4>},

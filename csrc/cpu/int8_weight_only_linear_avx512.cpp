@@ -118,7 +118,7 @@ __attribute__((noinline)) void tile(const int32_t* rows, const char* panel, int6
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v)
         acc[i][v] = fresh || scale ? _mm512_setzero_si512() : _mm512_load_si512(out + i * kPanelColumns + 16 * v);
-    accumulate<D>(acc, rows, panel, steps);
+    accumulate<D>(acc, rows, panel, steps, NothingAhead{});
     rows += steps * MR, panel += steps * NV * 64;
 #pragma GCC unroll 6
     for (int i = 0; i < MR; ++i)
