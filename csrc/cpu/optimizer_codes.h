@@ -44,7 +44,7 @@ inline typename S::F add_dither(typename S::F exact, typename S::F dither) {
 template <class S>
 inline typename S::I signed_code(typename S::F v, typename S::F inverse, typename S::F dither) {
   const typename S::F exact = S::sqrt(S::mul(S::abs(v), inverse));
-  return S::with_sign(S::truncate(add_dither<S>(exact, dither)), v);
+  return S::truncate_as(add_dither<S>(exact, dither), v);
 }
 
 template <class S>

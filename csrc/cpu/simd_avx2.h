@@ -192,10 +192,10 @@ struct Avx2 {
   static I round(F v) { return _mm256_cvtps_epi32(v); }
   static I floor(F v) { return _mm256_cvtps_epi32(_mm256_floor_ps(v)); }
 
-  // -magnitude where v is negative, magnitude >= 0 where it is positive; v of 0 goes with a magnitude of 0.
-  static I with_sign(I magnitude, F v) { return _mm256_sign_epi32(magnitude, _mm256_castps_si256(v)); }
   // Towards 0.
   static I truncate(F v) { return _mm256_cvttps_epi32(v); }
+  // magnitude >= 0 towards 0, negated where v is negative; v of 0 goes with a magnitude below 1.
+  static I truncate_as(F magnitude, F v) { return _mm256_sign_epi32(truncate(magnitude), _mm256_castps_si256(v)); }
 
   // v holds values of int8; they are narrowed as they are stored.
   static __m128i narrow(I v) {

@@ -53,7 +53,9 @@ struct Avx512 {
   static float reduce_add(F v) { return _mm512_reduce_add_ps(v); }
   static F negate(F v) { return _mm512_xor_ps(v, set1(-0.0f)); }
   static F abs(F v) { return _mm512_andnot_ps(set1(-0.0f), v); }
-  static F copy_sign(F magnitude, F sign) { return _mm512_or_ps(abs(magnitude), _mm512_and_ps(sign, set1(-0.0f))); }
+  static F copy_sign(F magnitude, F sign) {
+    return from_bits(_mm512_ternarylogic_epi32(bits(set1(-0.0f)), bits(sign), bits(magnitude), 0xca));
+  }
   // a < b ? yes : no; false for NaN.
   static F if_less(F a, F b, F yes, F no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
@@ -179,12 +181,10 @@ struct Avx512 {
   static I round(F v) { return _mm512_cvtps_epi32(v); }
   static I floor(F v) { return _mm512_cvt_roundps_epi32(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 
-  // As in simd_avx2.h.
-  static I with_sign(I magnitude, F v) {
-    return _mm512_mask_sub_epi32(magnitude, _mm512_movepi32_mask(_mm512_castps_si512(v)), zero(), magnitude);
-  }
   // Towards 0.
   static I truncate(F v) { return _mm512_cvttps_epi32(v); }
+  // magnitude >= 0 towards 0, negated where v is negative; v of 0 goes with a magnitude below 1.
+  static I truncate_as(F magnitude, F v) { return truncate(copy_sign(magnitude, v)); }
 
   // v holds values of int8; they are narrowed as they are stored.
   static void store_i8(int8_t* p, I v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }

@@ -16,9 +16,9 @@ struct Avx512Codes : Avx512Random {
   template <class T>
   static Two load2_squares(const int8_t* p) {
     if constexpr (!kEvenOdd<T>) return {square(load(p)), square(load(p + kWidth))};
-    const I both = load(reinterpret_cast<const uint16_t*>(p));
-    return {square(_mm512_srai_epi32(_mm512_slli_epi32(both, 24), 24)),
-            square(_mm512_srai_epi32(_mm512_slli_epi32(both, 16), 24))};
+    const I c = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    const I square = _mm512_mullo_epi16(c, _mm512_abs_epi16(c));
+    return {to_float(_mm512_madd_epi16(square, set1(1))), to_float(_mm512_srai_epi32(square, 16))};
   }
   template <class T>
   static Two load2_codes(const uint8_t* p) {
@@ -29,19 +29,14 @@ struct Avx512Codes : Avx512Random {
 
   template <class T>
   static void store4_codes(int8_t* p, const I (&v)[4]) {
-    I code[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) code[i] = max(min(v[i], set1(127)), set1(-127));
-    if constexpr (!kEvenOdd<T>) return store_i8(p, code);
-    store_pairs(p, code);
+    const I packed = _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
+    store_packed<T>(p, _mm512_max_epi8(packed, _mm512_set1_epi8(-127)));
   }
   template <class T>
   static void store4_codes(uint8_t* p, const I (&v)[4], const I (&least)[4]) {
-    I code[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) code[i] = min(max(v[i], min(least[i], set1(1))), set1(255));
-    if constexpr (!kEvenOdd<T>) return store_u8(p, code);
-    store_pairs(p, code);
+    const I packed = _mm512_packus_epi16(_mm512_packus_epi32(v[0], v[1]), _mm512_packus_epi32(v[2], v[3]));
+    const I some = _mm512_packus_epi16(_mm512_packs_epi32(least[0], least[1]), _mm512_packs_epi32(least[2], least[3]));
+    store_packed<T>(p, _mm512_max_epu8(packed, _mm512_min_epu8(some, _mm512_set1_epi8(1))));
   }
 
   static Two load2_split(const uint16_t* high, const uint16_t* low) {
@@ -61,14 +56,17 @@ struct Avx512Codes : Avx512Random {
 
  private:
   static F square(I c) { return to_float(_mm512_mullo_epi32(c, _mm512_abs_epi32(c))); }
-  // The low bytes of even and odd elements.
-  static void store_pairs(void* p, const I (&code)[4]) {
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const I even = _mm512_and_si512(code[2 * i], set1(255));
-      const I both = _mm512_or_si512(even, _mm512_slli_epi32(code[2 * i + 1], 8));
-      _mm256_storeu_si256(static_cast<__m256i*>(p) + i, _mm512_cvtepi32_epi16(both));
+  template <class T>
+  static void store_packed(void* p, I packed) {
+    if constexpr (kEvenOdd<T>) {
+      const __m128i pairs = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+      packed = _mm512_shuffle_epi8(packed, _mm512_broadcast_i32x4(pairs));
+      packed = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), packed);
+    } else {
+      const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+      packed = _mm512_permutexvar_epi32(order, packed);
     }
+    _mm512_storeu_si512(p, packed);
   }
 };
 

@@ -157,10 +157,12 @@ struct Portable {
     return round(v) + (nearest > v);  // a true comparison is -1
   }
 
-  // -magnitude where v is negative, magnitude >= 0 where it is positive; v of 0 goes with a magnitude of 0.
-  static I with_sign(I magnitude, F v) { return reinterpret_cast<I>(v) < 0 ? -magnitude : magnitude; }
   // Towards 0.
   static I truncate(F v) { return __builtin_convertvector(v, I); }
+  // magnitude >= 0 towards 0, negated where v is negative; v of 0 goes with a magnitude below 1.
+  static I truncate_as(F magnitude, F v) {
+    return reinterpret_cast<I>(v) < 0 ? -truncate(magnitude) : truncate(magnitude);
+  }
 
   // v holds values of int8; they are narrowed as they are stored.
   static void store_i8(int8_t* p, I v) {
