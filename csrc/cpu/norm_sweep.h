@@ -73,7 +73,7 @@ inline double sum_row(int64_t n, Term term) {
 template <class T>
 inline void fetch(const T* p, int64_t k, int n) {
   for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(T)); byte += 64)
-    __builtin_prefetch(reinterpret_cast<const char*>(p + k) + byte);
+    __builtin_prefetch(reinterpret_cast<const char*>(p + k) + byte, 0, 2);
 }
 
 }  // namespace
