@@ -1,12 +1,13 @@
 """The C++ INT8 products: every instruction set this machine has, one and two threads, against exact integers.
 
-Shapes (M, N, K). Kernels tile 6 rows by 64 columns (in vectors of 16) and read K in steps of 4, 16 or 64 bytes, so:
-(1, 1, 1) and (1, 3, 5) are all tail; (7, 65, 63), (6, 64, 64), (13, 129, 65) stand just below, on and just above every
+Shapes (M, N, K). Kernels tile 6 rows by 64 columns (in vectors of 16) and read K in steps of 4, 16 or 64 bytes, so: (1,
+1, 1) and (1, 3, 5) are all tail; (7, 65, 63), (6, 64, 64), (13, 129, 65) stand just below, on and just above every
 tile; (2, 8, 130), (5, 17, 1000) and (16, 100, 257) are decoding, which streams the weight, and (17, 33, 66) its
 successor; (70, 70, 300), (97, 81, 67) and (200, 16, 128) are packed panels with ragged edges, the last with few columns
-and many rows, which splits M, as (1030, 1100, 8) does for its rows alone; (90, 40, 9000) needs two blocks along K; the zeros are empty or have empty sums. AVX2
-tiles 4 rows by 16 columns by 512 of K: (4, 31, 515) and (5, 16, 513) stand either side of its first panel,
-(3, 70, 79) and (2, 6, 65) stream ragged rows of the weight, (195, 300, 34) splits both rows and columns unevenly.
+and many rows, which splits M, as (1030, 1100, 8) does for its rows alone; (90, 40, 9000) needs two blocks along K; the
+zeros are empty or have empty sums. AVX2 tiles 4 rows by 16 columns by 512 of K: (4, 31, 515) and (5, 16, 513) stand
+either side of its first panel, (3, 70, 79) and (2, 6, 65) stream ragged rows of the weight, (195, 300, 34) splits both
+rows and columns unevenly.
 """
 
 import itertools
