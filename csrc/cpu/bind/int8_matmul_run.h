@@ -34,14 +34,15 @@ void parallel_items(int64_t items, int64_t at_once, const Start& start, const F&
     shares[t].end = (t + 1) * batches / threads;
   }
   torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t) {
-      const auto state = start();
+    std::optional<decltype(start())> state;  // of a thread that comes too late for any item, nothing is prepared
+    for (int64_t t = first; t < last; ++t)
       for (int64_t other = 0; other < threads; ++other) {
         Share& share = shares[(t + other) % threads];
-        for (int64_t batch; (batch = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
-          f(state, batch * at_once, std::min(items, (batch + 1) * at_once));
+        for (int64_t batch; (batch = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) {
+          if (!state) state.emplace(start());
+          f(*state, batch * at_once, std::min(items, (batch + 1) * at_once));
+        }
       }
-    }
   });
 }
 
