@@ -11,8 +11,10 @@ LOGITS_BYTES = 32 << 20  # of one chunk's logits
 BLOCK_BYTES = 16 << 20  # of a block of the weight in another dtype
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """float32 for 16-bit tensors on a CPU without 16-bit products, which are 5 to 50 times slower there; else x's."""
+def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The wider of both. float32 for 16-bit tensors on a CPU without 16-bit products, which are 5 to 50 times slower."""
+    if x.dtype != weight.dtype:
+        return torch.promote_types(x.dtype, weight.dtype)
     if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
         return x.dtype
     name = "_is_avx512_bf16_supported" if x.dtype == torch.bfloat16 else "_is_amx_fp16_supported"

@@ -106,13 +106,13 @@ def _run(
     x, t, given = _flat(input), _flat(teacher_input), _flat(teacher_logits)
     assert x is not None
     labels = None if target is None else target.reshape(-1)
-    rows, dtype = x.shape[0], compute_dtype(x)
+    rows, dtype = x.shape[0], compute_dtype(x, weight)
     wide = torch.promote_types(dtype, torch.float32)
     student = Vocabulary(weight, bias, dtype)
     teacher = None
     teacher_dtype = dtype
     if t is not None and teacher_weight is not None:
-        teacher_dtype = compute_dtype(t)
+        teacher_dtype = compute_dtype(t, teacher_weight)
         teacher = Vocabulary(teacher_weight, teacher_bias, teacher_dtype)
 
     loss = x.new_zeros(rows, dtype=wide)
