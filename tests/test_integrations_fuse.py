@@ -43,13 +43,14 @@ def gradients(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def assert_as_exact(got: dict[str, Tensor], eager: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
-    """The error against float64 is at most twice eager's, and what two roundings of a typical gradient add."""
+    """The error against float64 is at most twice eager's, and what two roundings of a typical gradient add; of the loss,
+    a single number, whose error chance may cancel, four times."""
     assert got.keys() == eager.keys() == truth.keys()
     typical = rms(torch.cat([t.flatten() for name, t in truth.items() if name]) if len(truth) > 1 else truth[""])
     for name, exact in truth.items():
         rounding = 2 * torch.finfo(got[name].dtype).eps * max(rms(exact), typical)
         error, own = rms(got[name].double() - exact), rms(eager[name].double() - exact)
-        assert error <= 2 * own + rounding, (name, error, own, rounding)
+        assert error <= (2 if name else 4) * own + rounding, (name, error, own, rounding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
