@@ -43,8 +43,8 @@ def gradients(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def assert_as_exact(got: dict[str, Tensor], eager: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
-    """The error against float64 is at most twice eager's, and what two roundings of a typical gradient add; of the loss,
-    a single number, whose error chance may cancel, four times."""
+    """The error against float64 is at most twice eager's, and what two roundings of a typical gradient add; of the
+    loss, a single number, whose error chance may cancel, four times."""
     assert got.keys() == eager.keys() == truth.keys()
     typical = rms(torch.cat([t.flatten() for name, t in truth.items() if name]) if len(truth) > 1 else truth[""])
     for name, exact in truth.items():
