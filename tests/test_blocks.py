@@ -78,6 +78,7 @@ def test_the_dial_changes_no_bit(form: str, dtype: torch.dtype, autocast: bool) 
         if dtype == torch.float16:
             # PyTorch's own float16 products on a CPU with AVX-512 are not the same bits each time ("checkpoint", which
             # is autograd alone, differs too), so a weight's gradient may be rounded the other way.
+            assert_equal(got[:2], expected[:2])
             assert all(distance(a, b) <= torch.finfo(dtype).eps for a, b in zip(got, expected, strict=True))
         else:
             assert_equal(got, expected)

@@ -76,7 +76,8 @@ def measured(call, tensors, *rest, **options):
     ids=str,
 )
 def test_numbers(dtypes, strategy, kind) -> None:
-    """Twice eager's error in the same dtype at most, RMS, and a rounding of the result where eager has none."""
+    """Twice eager's error in the same dtype at most, RMS, and half a rounding of the result where eager has
+    none: a whole one of the loss, a single number."""
     tensors = problem(*dtypes)
     truth = measured(eager, [t.double() if t.is_floating_point() else t for t in tensors], *kind, 2.0, 0.25)
     usual = measured(eager, tensors, *kind, 2.0, 0.25)
@@ -84,7 +85,8 @@ def test_numbers(dtypes, strategy, kind) -> None:
     for got, right, other, like in zip(found, truth, usual, (None, *tensors[:3]), strict=True):
         assert got.dtype == (torch.float32 if like is None else like.dtype)
         error, theirs = ((v.double() - right).square().mean().sqrt() for v in (got, other))
-        assert error <= 2 * theirs + EPS[got.dtype] * right.square().mean().sqrt()
+        roundings = 1.0 if like is None else 0.5
+        assert error <= 2 * theirs + roundings * EPS[got.dtype] * right.square().mean().sqrt()
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -194,7 +196,7 @@ def test_sixteen_bit_products(monkeypatch) -> None:
         found = measured(ours, tensors, "kl", 0.0, 2.0, 0.0, strategy=strategy)
         for got, right, other in zip(found, truth, usual, strict=True):
             error, theirs = ((v.double() - right).square().mean().sqrt() for v in (got, other))
-            assert error <= 2 * theirs + EPS[got.dtype] * right.square().mean().sqrt()
+            assert error <= 2 * theirs + 0.5 * EPS[got.dtype] * right.square().mean().sqrt()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

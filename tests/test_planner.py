@@ -62,8 +62,8 @@ def test_the_predicted_peak_is_the_peak_of_training(benchmark):
         )
         recipe = benchmark.recipe_for(next(recipes), small)
         made = plan(small, batch=2, seq=64, recipe=recipe, device="cpu")
-        # The less of two: a process's first products may hold scratch of oneDNN's own beside what is planned.
-        got = min(benchmark.allocator_peak(recipe, benchmark.Case(small, 2, 64)) for _ in range(2))
+        for _ in range(2):  # the first warms the libraries up, as the benchmark does
+            got = benchmark.allocator_peak(recipe, benchmark.Case(small, 2, 64))
         assert abs(made.peak / got - 1) < 0.05, (model, recipe, made.peak, got)
 
 

@@ -12,7 +12,7 @@ BLOCK_BYTES = 16 << 20  # of a block of the weight in another dtype
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """The wider of both. float32 for 16-bit tensors on a CPU without 16-bit products, which are 5 to 50 times slow."""
+    """The wider of both; float32 for 16-bit tensors on a CPU without 16-bit products, slower there 5 to 50 times."""
     if x.dtype != weight.dtype:
         return torch.promote_types(x.dtype, weight.dtype)
     if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
